@@ -1,0 +1,24 @@
+#pragma once
+// Allocation: plain malloc behind one place where tests can make the n-th call fail.
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/auto.h"
+
+void *mem_alloc(size_t size) MUST_CHECK;           // zeroed; NULL when out of memory
+void *mem_array(size_t n, size_t size) MUST_CHECK; // zeroed; NULL also when n * size overflows
+void *mem_realloc(void *p, size_t n, size_t size) MUST_CHECK; // p stays valid on NULL
+void *mem_dup(const void *p, size_t size) MUST_CHECK;
+char *mem_strdup(const char *s) MUST_CHECK; // NULL in, NULL out
+char *mem_printf(const char *fmt, ...) PRINTF_LIKE(1, 2) MUST_CHECK;
+void mem_free(void *p);
+static inline void mem_free_p(void *pp) // AUTO(mem_free_p) char *s = ...
+{
+    mem_free(*(void **)pp);
+}
+
+// Tests: make the n-th allocation from now (0 = the next) of this thread fail, once; -1 turns it
+// off.
+void mem_fail_at(int64_t n);
+// Allocations made by this thread since the last mem_fail_at().
+int64_t mem_n_allocs(void);

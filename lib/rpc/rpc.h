@@ -1,0 +1,250 @@
+#pragma once
+// Calls and streams over sealed connections: client, server, forwarding. Only user of nng.
+//
+// Handlers are blocking functions on the server's work pool; nng's callbacks never run them. See
+// docs/protocol.md for the bytes and docs/architecture.md for threads.
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <protobuf-c/protobuf-c.h>
+
+#include "base/arena.h"
+#include "base/err.h"
+#include "channel/channel.h"
+#include "log/log.h"
+#include "work/work.h"
+
+// ---------------------------------------------------------------- methods (generated, static
+// const)
+
+enum rpc_kind { RPC_UNARY, RPC_SERVER_STREAM, RPC_CLIENT_STREAM, RPC_BIDI };
+
+// Who may call: bits for user roles (from the access token) and node roles (from the peer's grant).
+// Numbers are those of cauce.Role in proto/cauce/options.proto: bit n is role number n.
+enum {
+    ROLE_ANON = 1U << 1, // no token needed; still only through a sealed connection
+    ROLE_USER = 1U << 2, // any signed-in user
+    ROLE_CREATOR = 1U << 3,
+    ROLE_ADMIN = 1U << 4, // user role admin; passes wherever USER or CREATOR does
+    ROLE_NODE_SESSION = 1U << 8,
+    ROLE_NODE_ORCHESTRATOR = 1U << 9,
+    ROLE_NODE_TRANSCODE = 1U << 10,
+    ROLE_NODE_STORE = 1U << 11,
+    ROLE_NODE_ORIGIN = 1U << 12,
+    ROLE_NODE_GATEWAY = 1U << 13,
+    ROLE_NODE_ADMIN = 1U << 14,
+    ROLE_NODE_ANY = 0x7f00,
+};
+
+struct rpc_method {
+    const char *name; // "cauce.session.v1.Session.Login"
+    enum rpc_kind kind;
+    unsigned allow; // ROLE_ bits; empty is refused by the generator
+    bool idempotent;
+    bool run_inline;  // runs on the I/O strand: never blocks, never waits for credit
+    const char *http; // "POST /api/v1/..." or NULL
+    const ProtobufCMessageDescriptor *request, *reply;
+};
+struct rpc_service {
+    const char *name; // "cauce.session.v1.Session"
+    const struct rpc_method *methods;
+    size_t n_methods;
+};
+
+// ---------------------------------------------------------------- messages
+
+// Unpack untrusted bytes: prescan (depth <= 32, fields, UTF-8), then into one arena within a
+// budget. The message and all it holds are freed by rpc_message_free() (never by *_free_unpacked).
+// errors  INVALID_ARGUMENT (malformed), RESOURCE_EXHAUSTED (over budget)
+enum status rpc_message_unpack(const ProtobufCMessageDescriptor *d, const void *p, size_t n,
+                               ProtobufCMessage **ret, struct err *err) MUST_CHECK;
+void rpc_message_free(void *msg); // NULL does nothing
+static inline void rpc_message_free_p(void *pp)
+{
+    rpc_message_free(*(void **)pp);
+}
+#define RPC_MAX_MESSAGE_BYTES (4U << 20) // one application message; larger things are streams
+
+// ---------------------------------------------------------------- server
+
+struct rpc_server;
+struct rpc_call;
+
+// A token's owner, as a verifier found it.
+struct rpc_user {
+    char id[37]; // UUID text
+    char name[65];
+    char session[37]; // login session
+    unsigned roles;   // ROLE_USER | ROLE_CREATOR | ROLE_ADMIN
+    int64_t exp_wall_ms;
+};
+// Verify an access token; called on a pool thread, results are cached by token hash until they
+// expire.
+typedef enum status (*rpc_verify_fn)(void *ud, const char *token, size_t len, struct rpc_user *ret,
+                                     struct err *err);
+// Is this peer's grant still good (expiry, revocation)? Called per call, must not block.
+typedef bool (*rpc_grant_ok_fn)(void *ud, const struct chan_peer *peer);
+
+struct rpc_server_opts {
+    struct log *log;
+    const struct chan_identity *identity; // our static key and grant; borrowed
+    const struct chan_trust *trust;       // operator key: whose grants we accept on IK; borrowed
+    struct work_pool *pool;               // runs handlers; borrowed
+    rpc_verify_fn verify;                 // NULL: every token is refused
+    void *verify_ud;
+    rpc_grant_ok_fn grant_ok; // NULL: expiry only
+    void *grant_ok_ud;
+    unsigned max_calls_per_conn; // 0 = 128
+    unsigned n_io_threads;       // 0 = 2
+};
+struct rpc_server *rpc_server_new(const struct rpc_server_opts *o, struct err *err) MUST_CHECK;
+
+// url     tcp://127.0.0.1:0, tcp://[::1]:0, ipc:///path, inproc://name
+// public  true: clients (NK) only, no node link; false: services (IK) only
+// ret_url receives the real address ("tcp://127.0.0.1:40123"), RPC_URL_SIZE bytes; may be NULL
+#define RPC_URL_SIZE 160
+enum status rpc_server_listen(struct rpc_server *s, const char *url, bool is_public, char *ret_url,
+                              struct err *err) MUST_CHECK;
+
+// Untyped core of the generated x_serve(): handlers[i] serves methods[i] through thunks[i]. Must
+// precede listen.
+typedef enum status (*rpc_thunk)(struct rpc_call *c, void (*handler)(void),
+                                 const ProtobufCMessage *req, ProtobufCMessage *ret,
+                                 struct err *err);
+enum status rpc_server_add(struct rpc_server *s, const struct rpc_service *svc,
+                           const rpc_thunk *thunks, void (*const *handlers)(void), void *self,
+                           struct err *err) MUST_CHECK;
+
+// Forwarding: asked for every method that is not served here and that clients may call; names the
+// client to send it on with. ret_client borrowed until the call ends. `route` is the OPEN's route,
+// "" when none. The forwarded call carries the user's token, what is left of the deadline, and a
+// mark that makes node roles not count. Frames are passed on without being decoded; credit is
+// coupled (WIRE.md Forwarding).
+struct rpc_client;
+typedef enum status (*rpc_route_fn)(void *ud, const struct rpc_method *m, const char *route,
+                                    struct rpc_client **ret_client, struct err *err);
+// known  table of all methods that may be forwarded (the gateway's view of every proto)
+void rpc_server_set_router(struct rpc_server *s, const struct rpc_service *const *known,
+                           size_t n_known, rpc_route_fn fn, void *ud);
+
+void rpc_server_close(struct rpc_server *s); // no new calls (GOAWAY), never blocks
+void rpc_server_stop(struct rpc_server *s,
+                     int64_t grace_ms); // waits for calls, cancels them after grace
+void rpc_server_free(struct rpc_server *s);
+DEFINE_AUTO(struct rpc_server, rpc_server_free)
+
+struct rpc_server_stats {
+    uint64_t n_calls, n_failed, n_conns, n_conns_refused, bytes_in, bytes_out, records_in,
+        records_out, bad_records;
+    unsigned calls_open, conns_open;
+};
+void rpc_server_get_stats(struct rpc_server *s, struct rpc_server_stats *ret);
+
+// ---- inside a handler ----
+void *rpc_call_self(struct rpc_call *c); // what was given to x_serve()
+struct arena *
+rpc_call_arena(struct rpc_call *c); // dies after the reply is packed: reply fields point into it
+int64_t rpc_call_deadline_us(const struct rpc_call *c); // monotonic; TIME_NEVER when none
+struct cancel *rpc_call_cancel(struct rpc_call *c); // fires on CANCEL, deadline, lost connection
+struct log *rpc_call_log(struct rpc_call *c);
+const struct rpc_method *rpc_call_method(const struct rpc_call *c);
+const struct rpc_user *rpc_call_user(const struct rpc_call *c); // NULL when no token was given
+const char *rpc_call_token(const struct rpc_call *c); // the user's token to pass on; NULL when none
+const struct chan_peer *
+rpc_call_peer(const struct rpc_call *c); // node role and id, or an anonymous client
+const char *rpc_call_idempotency_key(const struct rpc_call *c); // "" when none
+const char *rpc_call_route(const struct rpc_call *c);
+bool rpc_call_is_forwarded(const struct rpc_call *c);
+
+// Streams. The handler's return value is the call's status; a written message is packed at once.
+// write blocks for credit; errors: CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (connection gone)
+enum status rpc_call_write(struct rpc_call *c, const ProtobufCMessage *msg,
+                           struct err *err) MUST_CHECK;
+// read: *ret is NULL at the client's half-close; otherwise valid until the next read
+enum status rpc_call_read(struct rpc_call *c, ProtobufCMessage **ret, struct err *err) MUST_CHECK;
+
+// Answer later from another thread: call before returning STATUS_OK from the handler, whose `ret`
+// is then ignored. Exactly one rpc_call_finish() must follow, also after cancellation.
+void rpc_call_defer(struct rpc_call *c);
+void rpc_call_finish(struct rpc_call *c, enum status s, const ProtobufCMessage *reply,
+                     const struct err *err);
+// Deferred streams: write without blocking; false when there is no credit just now (nothing is
+// written).
+bool rpc_call_try_write(struct rpc_call *c, const ProtobufCMessage *msg);
+// fn(ud) on a pool thread whenever credit grew or the call was cancelled; at most one at a time;
+// none after rpc_call_finish() returns. Only for deferred calls.
+void rpc_call_on_writable(struct rpc_call *c, void (*fn)(void *ud), void *ud);
+
+// ---------------------------------------------------------------- client
+
+struct rpc_endpoint {
+    const char *url;
+    uint8_t key[32]; // the server's static public key, pinned
+};
+struct rpc_client_opts {
+    struct log *log;
+    const struct chan_identity
+        *identity;                  // NULL: anonymous client link (NK); otherwise IK with our grant
+    const struct chan_trust *trust; // with identity: what grant the responder must show
+    unsigned expect_role;           // ROLE_NODE_ bit the responder's grant must have; 0 = any
+    const struct rpc_endpoint
+        *endpoints; // copied; several: least-loaded choice with a breaker each
+    size_t n_endpoints;
+    int64_t connect_timeout_ms; // 0 = 5000
+    struct work_pool *pool;     // runs completion callbacks; NULL: a small one of its own
+};
+// Dials in the background and reconnects with backoff and jitter for ever. A call waits for a
+// connection until its deadline, but at most connect_timeout_ms, then fails UNAVAILABLE.
+struct rpc_client *rpc_client_new(const struct rpc_client_opts *o, struct err *err) MUST_CHECK;
+void rpc_client_free(struct rpc_client *c); // fails what is in flight with CANCELLED
+DEFINE_AUTO(struct rpc_client, rpc_client_free)
+bool rpc_client_is_connected(struct rpc_client *c);
+
+struct rpc_client_stats {
+    uint64_t n_calls, n_failed, n_retries, n_connects, bytes_in, bytes_out, records_in, records_out;
+    unsigned calls_open;
+    bool breaker_open; // of every endpoint
+};
+void rpc_client_get_stats(struct rpc_client *c, struct rpc_client_stats *ret);
+
+struct rpc_opts {
+    const char *token;           // access token, or NULL
+    const char *route;           // opaque backend name for the gateway, or NULL
+    const char *idempotency_key; // makes any method retryable
+    int64_t deadline_us;         // monotonic; 0 = 15 s from now
+    struct cancel *cancel;       // or NULL
+    bool fail_fast;              // do not wait for a connection
+    unsigned max_attempts; // 0 = 3 for idempotent methods, else 1; only UNAVAILABLE is retried
+};
+
+// Untyped calls: the generated stubs are thin wrappers of these. *ret is freed with
+// rpc_message_free().
+enum status rpc_unary(struct rpc_client *c, const struct rpc_method *m, const struct rpc_opts *o,
+                      const ProtobufCMessage *req, ProtobufCMessage **ret,
+                      struct err *err) MUST_CHECK;
+// done runs exactly once, on a pool thread; reply is owned by the callee (NULL unless OK).
+typedef void (*rpc_done_fn)(void *ud, enum status s, ProtobufCMessage *reply,
+                            const struct err *err);
+void rpc_unary_async(struct rpc_client *c, const struct rpc_method *m, const struct rpc_opts *o,
+                     const ProtobufCMessage *req, rpc_done_fn done, void *ud);
+
+struct rpc_stream; // one thread reads and one may write at the same time
+// req: the request for server streams, NULL for client and bidi streams.
+enum status rpc_stream_open(struct rpc_client *c, const struct rpc_method *m,
+                            const struct rpc_opts *o, const ProtobufCMessage *req,
+                            struct rpc_stream **ret, struct err *err) MUST_CHECK;
+enum status rpc_stream_send(struct rpc_stream *s, const ProtobufCMessage *msg, struct err *err)
+    MUST_CHECK; // blocks for credit; a failed call says its status here
+enum status rpc_stream_close_send(struct rpc_stream *s, struct err *err) MUST_CHECK; // half-close
+// Next message, owned by the caller; NULL with STATUS_OK when the stream ended well; else its
+// status.
+enum status rpc_stream_recv(struct rpc_stream *s, ProtobufCMessage **ret,
+                            struct err *err) MUST_CHECK;
+void rpc_stream_cancel(struct rpc_stream *s); // any thread
+void rpc_stream_free(struct rpc_stream *s);   // cancels if unfinished
+DEFINE_AUTO(struct rpc_stream, rpc_stream_free)
+
+// ---------------------------------------------------------------- process
+void rpc_fini(void); // at exit, after all clients and servers are freed: nng_fini, so leak checkers
+                     // see nothing

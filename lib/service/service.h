@@ -1,0 +1,135 @@
+#pragma once
+// What every role's start-up and shutdown share: options, node keys, the list of nodes, clients to
+// other roles, the RPC server, health, tokens.
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "channel/channel.h"
+#include "config/config.h"
+#include "log/log.h"
+#include "rpc/rpc.h"
+#include "work/work.h"
+
+// ---------------------------------------------------------------- nodes.ini
+// [video-1]                one section a node; the section's name is the node id
+// role = origin            session orchestrator transcode store origin gateway admin
+// kind = video             origins only
+// url = ipc:///run/cauce/video-1.sock
+// key = <base64url X25519 public key>
+// token-key = <base64url Ed25519 public key>   session (access tokens) and store (media tokens)
+// [operator]
+// key = <base64url Ed25519 public key>
+struct svc_node {
+    char id[CHAN_NODE_ID_SIZE];
+    unsigned role; // ROLE_NODE_ bit
+    char kind[16];
+    char url[RPC_URL_SIZE];
+    uint8_t key[32];
+    bool has_token_key;
+    uint8_t token_key[32];
+};
+struct svc_nodes;
+enum status svc_nodes_load(const char *path, struct svc_nodes **ret, struct err *err) MUST_CHECK;
+void svc_nodes_free(struct svc_nodes *n);
+DEFINE_AUTO(struct svc_nodes, svc_nodes_free)
+// Nodes with that role bit, one after another: prev NULL for the first; NULL after the last.
+const struct svc_node *svc_nodes_next(const struct svc_nodes *n, unsigned role,
+                                      const struct svc_node *prev);
+const struct svc_node *svc_nodes_find(const struct svc_nodes *n,
+                                      const char *id); // NULL when unknown
+const uint8_t *svc_nodes_operator(const struct svc_nodes *n);
+unsigned svc_role_from_name(const char *name); // "origin" -> ROLE_NODE_ORIGIN; 0 when unknown
+const char *svc_role_name(unsigned role_bit);
+
+// ---------------------------------------------------------------- tokens (docs/protocol.md
+// "Tokens") Access tokens are minted by session, media tokens by store; anybody verifies them with
+// the public key in nodes.ini, without a call. Verified tokens are cached by hash until they
+// expire.
+struct svc_tokens;
+struct svc_tokens *svc_tokens_new(const struct svc_nodes *nodes) MUST_CHECK;
+void svc_tokens_free(struct svc_tokens *t);
+enum status svc_tokens_verify_access(void *tokens, const char *token, size_t len,
+                                     struct rpc_user *ret,
+                                     struct err *err) MUST_CHECK; // an rpc_verify_fn
+
+enum { SVC_RIGHT_STREAM = 1, SVC_RIGHT_DOWNLOAD = 2 };
+struct svc_media_claims {
+    char sub[37];  // user id
+    char item[37]; // item id
+    unsigned rights;
+    int64_t exp_wall_ms;
+};
+// errors  UNAUTHENTICATED: malformed, forged, expired
+enum status svc_tokens_verify_media(struct svc_tokens *t, const char *token,
+                                    struct svc_media_claims *ret, struct err *err) MUST_CHECK;
+// Minting: only roles that hold the secret key can.
+enum status svc_token_mint_access(const uint8_t secret[64], const struct rpc_user *user,
+                                  struct buf *out, struct err *err) MUST_CHECK;
+enum status svc_token_mint_media(const uint8_t secret[64], const struct svc_media_claims *claims,
+                                 struct buf *out, struct err *err) MUST_CHECK;
+
+// ---------------------------------------------------------------- a running role
+
+// First member, named `common`, of every role's options struct; rows come from SVC_OPTION_ROWS.
+struct svc_options {
+    char *node; // --node: our node id; default: the first node of our role (and kind) in nodes.ini
+    char *keys; // --keys: directory made by `cauced keys`
+    char **listen;    // --listen: internal addresses; default: the url of our node in nodes.ini
+    char *ready_file; // --ready-file: written (atomically) once ready: JSON {node, role, pid, urls:
+                      // [...], http}
+    char *log_level;
+    char *database;   // --database: libpq conninfo
+    char *migrations; // --migrations: directory of the SQL files, for the check at start
+    int64_t threads;  // --threads: work pool
+    int64_t drain_ms; // --drain: how long a stop waits for open calls, default 3s
+};
+extern const struct cfg_option
+    svc_option_rows[]; // offsets into svc_options; lib/service merges them
+extern const size_t svc_n_option_rows;
+
+struct svc {
+    const struct svc_options *options;
+    struct log *log;
+    const struct svc_node *self;
+    const struct svc_nodes *nodes;
+    struct svc_tokens *tokens;
+    const struct chan_identity *identity;
+    const struct chan_trust *trust;
+    struct work_pool *pool;
+    struct work_timers *timers;
+    struct rpc_server *server; // handlers are added to it in start()
+};
+
+struct svc_role {
+    const char *name;
+    unsigned role;        // ROLE_NODE_ bit
+    struct cfg_spec spec; // the role's own options (without the common rows)
+    size_t
+        options_size; // sizeof its options struct, whose first member is struct svc_options common
+    // Open what the role owns and add its handlers; nothing listens yet. Must not wait for other
+    // processes: they may start later.
+    enum status (*start)(struct svc *svc, const void *options, void **ret_self, struct err *err);
+    // Optional: false, with a reason, while the role cannot serve (database away, ...). Cheap; any
+    // thread.
+    bool (*ready)(void *self, char *reason, size_t reason_size);
+    // Optional: begin to stop (give leases back, close public listeners); must not block.
+    void (*drain)(void *self);
+    void (*stop)(void *self); // after the server has stopped; frees self
+};
+
+// A client to another role, made on first use and kept: node_id NULL means "any node of the role".
+// Borrowed; never NULL-safe to free. Thread-safe.
+struct rpc_client *svc_client(struct svc *svc, unsigned role, const char *node_id, struct err *err);
+// A client to an endpoint that a lease named (worker -> origin). Cached by url and key.
+struct rpc_client *svc_client_to(struct svc *svc, unsigned role, const char *url,
+                                 const uint8_t key[32], struct err *err);
+// The secret token key of session and store: keys/<node>.token.key.
+enum status svc_load_token_secret(struct svc *svc, uint8_t ret_secret[64],
+                                  struct err *err) MUST_CHECK;
+// An additional HTTP (or other) address to be shown in the ready file.
+void svc_set_http_address(struct svc *svc, const char *url);
+void svc_set_public_url(struct svc *svc, const char *url); // gateway: the cauce://host:port#key URL
+
+// Run roles until SIGTERM/SIGINT: load options, keys, nodes; start; listen; write ready file; wait;
+// drain; stop. argv: the words after the program name, beginning with the role names. Exit status.
+int svc_main(const struct svc_role *const *roles, size_t n_roles, int argc, char **argv);
