@@ -47,12 +47,12 @@ size_t crypto_seal(enum crypto_aead a, uint8_t *out, const uint8_t key[32], uint
 bool crypto_open(enum crypto_aead a, uint8_t *out, const uint8_t key[32], uint64_t nonce,
                  const void *ad, size_t ad_len, const void *in, size_t n) MUST_CHECK;
 
-// ---- Ed25519 ----
-void crypto_sign_keypair(uint8_t pub[32], uint8_t sec[64]);
-void crypto_sign_seed_keypair(uint8_t pub[32], uint8_t sec[64], const uint8_t seed[32]);
-void crypto_sign(uint8_t sig[64], const uint8_t sec[64], const void *p, size_t n);
-bool crypto_verify(const uint8_t sig[64], const uint8_t pub[32], const void *p,
-                   size_t n) MUST_CHECK;
+// ---- Ed25519 (not named crypto_sign*: those names belong to libsodium) ----
+void crypto_ed25519_keypair(uint8_t pub[32], uint8_t sec[64]);
+void crypto_ed25519_seed_keypair(uint8_t pub[32], uint8_t sec[64], const uint8_t seed[32]);
+void crypto_ed25519_sign(uint8_t sig[64], const uint8_t sec[64], const void *p, size_t n);
+bool crypto_ed25519_verify(const uint8_t sig[64], const uint8_t pub[32], const void *p,
+                           size_t n) MUST_CHECK;
 
 // ---- passwords: Argon2id in libsodium's string form ----
 struct crypto_pw_params {
@@ -66,11 +66,13 @@ bool crypto_pw_verify(const char *hash, const char *password, size_t len) MUST_C
 bool crypto_pw_needs_rehash(const char *hash, const struct crypto_pw_params *p);
 
 // ---- PASETO v4 (paseto-standard Version4.md). Purpose fixed by the call, never by the token ----
+// Results are appended to the buffer, on success only. footer and implicit may be NULL (empty).
+#define CRYPTO_PASETO_MAX_BYTES 16384 // longer tokens are refused unread
 enum status crypto_paseto_sign(struct buf *out, const uint8_t sec[64], const void *msg, size_t n,
                                const char *footer, const char *implicit,
                                struct err *err) MUST_CHECK;
-// msg receives the payload. UNAUTHENTICATED on any failure. footer borrowed for comparison: must
-// match when not NULL.
+// msg receives the payload. UNAUTHENTICATED on any failure but lack of memory. footer: when not
+// NULL the token's must equal it; NULL takes any (it is authenticated either way).
 enum status crypto_paseto_verify(struct buf *msg, const uint8_t pub[32], const char *token,
                                  size_t token_len, const char *footer, const char *implicit,
                                  struct err *err) MUST_CHECK;
@@ -84,7 +86,7 @@ enum status crypto_paseto_decrypt(struct buf *msg, const uint8_t key[32], const 
 
 // ---- key files: one line of text each, mode 0600, refused when group or others may read ----
 // "cauce-x25519-secret:<base64url>", "cauce-ed25519-secret:..."; written through a temporary name +
-// fsync.
+// fsync. A key that is there is never replaced: ALREADY_EXISTS.
 enum status crypto_key_save(const char *path, const char *kind, const void *key, size_t n,
                             struct err *err) MUST_CHECK;
 enum status crypto_key_load(const char *path, const char *kind, void *key, size_t n,
