@@ -18,6 +18,8 @@ bool str_eq(const char *a, const char *b); // NULL equals NULL only
 bool str_starts_with(const char *s, const char *prefix);
 bool str_ends_with(const char *s, const char *suffix);
 bool str_is_utf8(const void *s, size_t n);
+// Bytes of the well-formed UTF-8 character at s (RFC 3629 section 4); 0 when there is none.
+size_t str_utf8_char(const void *s, size_t n);
 // Copy with truncation on a character boundary; always terminates. Returns false when cut.
 bool str_copy(char *dst, size_t size, const char *src);
 
