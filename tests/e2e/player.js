@@ -1,0 +1,50 @@
+// Plays an item in headless Chromium as a user would and prints what happened as one JSON object.
+// usage: node player.js BASE_URL ITEM_ID USER PASSWORD SCREENSHOT
+'use strict';
+const fs = require('fs');
+const os = require('os');
+const path = require('path');
+const {chromium} = require('playwright-core');
+
+const [base, item, user, password, screenshot] = process.argv.slice(2);
+const flags = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update',
+  '--disable-sync', '--no-first-run', '--disable-quic', '--autoplay-policy=no-user-gesture-required', '--mute-audio'];
+
+async function main() {
+  const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'cauce-chromium-'));
+  const context = await chromium.launchPersistentContext(profile, {
+    executablePath: process.env.CHROMIUM || '/usr/bin/chromium', headless: true, args: flags});
+  const errors = [];
+  try {
+    const page = await context.newPage();
+    page.on('pageerror', (e) => errors.push(String(e)));
+    page.on('console', (m) => m.type() === 'error' && errors.push(m.text()));
+    await page.goto(new URL(`/item/${item}`, base).href);
+    await page.fill('input[name=name]', user);
+    await page.fill('input[name=password]', password);
+    await page.click('button[type=submit]');
+    await page.waitForFunction(() => {
+      const v = document.querySelector('video');
+      return v && v.currentTime > 1.5 && !v.paused;
+    }, null, {timeout: 60000});
+    const first = await page.evaluate(() => document.querySelector('video').currentTime);
+    await page.evaluate(() => { document.querySelector('video').currentTime = 6.5; });
+    await page.waitForFunction(() => {
+      const v = document.querySelector('video');
+      return v.currentTime > 7 && !v.seeking;
+    }, null, {timeout: 60000});
+    const state = await page.evaluate(() => {
+      const v = document.querySelector('video');
+      return {currentTime: v.currentTime, duration: v.duration, width: v.videoWidth, height: v.videoHeight,
+        error: v.error && v.error.message,
+        levels: [...document.querySelectorAll('#level option')].map((o) => o.textContent)};
+    });
+    if (screenshot) await page.screenshot({path: screenshot});
+    console.log(JSON.stringify({first, ...state, errors}));
+  } finally {
+    await context.close();
+    fs.rmSync(profile, {recursive: true, force: true});
+  }
+}
+
+main().catch((e) => { console.error(e); process.exit(1); });

@@ -1,0 +1,43 @@
+"""hls.js in a real browser plays the uploaded film."""
+
+import json
+import os
+import shutil
+import subprocess
+import unittest
+
+from platform_fixture import PASSWORD, SOURCE, PlatformTest, main, make_film
+
+E2E = os.path.join(SOURCE, "tests", "e2e")
+
+
+class Browser(PlatformTest):
+    @classmethod
+    def setUpClass(cls):
+        chromium = shutil.which("chromium") or os.environ.get("CHROMIUM")
+        if not chromium or not shutil.which("node"):
+            raise unittest.SkipTest("no chromium or no node")
+        if not os.path.isdir(os.path.join(E2E, "node_modules", "playwright-core")):
+            npm = subprocess.run(["npm", "ci", "--ignore-scripts"], cwd=E2E, capture_output=True, text=True, timeout=300)
+            if npm.returncode:
+                raise unittest.SkipTest("npm could not install playwright-core: " + npm.stderr[-300:])
+        super().setUpClass()
+
+    def test_film_plays_with_several_levels(self):
+        self.register("viewer")
+        film = make_film(self.path("film.mp4"), seconds=12, size="1280x720")
+        item = self.upload("viewer", film, "--title", "For the browser", "--public", "--wait")["item_id"]
+        shot = os.environ.get("CAUCE_SCREENSHOT", self.path("shot.png"))
+        p = subprocess.run(["node", "player.js", self.http, item, "viewer", PASSWORD, shot], cwd=E2E,
+                           capture_output=True, text=True, timeout=240)
+        self.assertEqual(p.returncode, 0, p.stderr[-2000:])
+        r = json.loads(p.stdout)
+        self.assertGreater(r["currentTime"], 7)
+        self.assertAlmostEqual(r["duration"], 12, delta=0.2)
+        self.assertGreaterEqual(len(r["levels"]), 4, r)
+        self.assertIsNone(r["error"])
+        self.assertEqual(r["errors"], [])
+
+
+if __name__ == "__main__":
+    main()
