@@ -35,6 +35,7 @@ struct log *log_with(struct log *parent, const char *key,
                      const char *value) MUST_CHECK; // child log; free before parent
 void log_free(struct log *l);
 DEFINE_AUTO(struct log, log_free)
+// Of l, its children and the log it was made from: they share one level.
 void log_set_level(struct log *l, enum log_level level);
 bool log_level_parse(const char *name, enum log_level *ret); // debug info warn error off
 
