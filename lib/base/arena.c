@@ -67,8 +67,7 @@ void *arena_alloc(struct arena *a, size_t size)
     struct chunk *c = a->chunks;
     if (!c || need > c->size - c->used) {
         bool large = need > CHUNK_MAX / 4;
-        struct chunk *fresh =
-            chunk_new(large ? need : (a->next_size > need ? a->next_size : need));
+        struct chunk *fresh = chunk_new(large ? need : (a->next_size > need ? a->next_size : need));
         if (!fresh)
             return NULL;
         if (large && c) {

@@ -45,6 +45,7 @@ enum status err_set(struct err *e, enum status code, const char *fmt, ...)
 }
 
 // Put what fmt says, ": " and `tail` into e.
+PRINTF_LIKE(4, 0)
 static void join(struct err *e, enum status code, const char *tail, const char *fmt, va_list ap)
 {
     err_vset(e, code, fmt, ap);

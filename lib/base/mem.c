@@ -1,5 +1,6 @@
 // Allocation in one place. The counters exist for tests alone: a test walks n from 0 upwards with
-// mem_fail_at(n) until the code under test passes, and so has seen every allocation of it fail once.
+// mem_fail_at(n) until the code under test passes, and so has seen every allocation of it fail
+// once.
 #include "base/mem.h"
 
 #include <stdarg.h>

@@ -10,8 +10,7 @@ static bool parse_digits(const char **s, bool negative, int64_t *ret)
     int64_t v = 0;
     for (; *p >= '0' && *p <= '9'; p++) {
         int d = *p - '0';
-        if (__builtin_mul_overflow(v, 10, &v) ||
-            __builtin_add_overflow(v, negative ? -d : d, &v))
+        if (__builtin_mul_overflow(v, 10, &v) || __builtin_add_overflow(v, negative ? -d : d, &v))
             return false;
     }
     if (p == *s)

@@ -46,7 +46,11 @@ static enum status load(struct opts *o, const char *file, const char *const *wor
     *o = (struct opts){0};
     return cfg_load(&spec, o, file, argc, argv, rest, err);
 }
-#define WORDS(...) (const char *const[]){__VA_ARGS__, NULL}
+#define WORDS(...)                                                                                 \
+    (const char *const[])                                                                          \
+    {                                                                                              \
+        __VA_ARGS__, NULL                                                                          \
+    }
 
 static void test_cfg_defaults(void **state)
 {
@@ -75,9 +79,9 @@ static void test_cfg_later_source_wins(void **state)
     struct opts o;
     struct err err = ERR_INIT;
     char **rest = NULL;
-    enum status s = load(&o, path,
-                         WORDS("--threads", "7", "x", "--no-verbose", "--max-bytes=2K", "--", "--y"),
-                         &rest, &err);
+    enum status s =
+        load(&o, path, WORDS("--threads", "7", "x", "--no-verbose", "--max-bytes=2K", "--", "--y"),
+             &rest, &err);
     unsetenv("CAUCE_CFGTEST_THREADS");
     unsetenv("CAUCE_CFGTEST_IDLE_TIMEOUT");
     unsetenv("CAUCE_CFGTEST_VERBOSE");

@@ -26,17 +26,20 @@ struct work_strand *work_strand_new(struct work_pool *p) MUST_CHECK;
 bool work_strand_submit(struct work_strand *s, work_fn fn,
                         void *ud) MUST_CHECK; // false: out of memory or pool stopping
 size_t work_strand_n_queued(struct work_strand *s);
-void work_strand_free(struct work_strand *s); // waits until its running task ends, unless called
-                                              // from it; drops none: runs the rest first
+// Waits until its running task ends, unless called from it; drops none: runs the rest first. Not to
+// be called from another task of a pool whose threads could all be waiting like that.
+void work_strand_free(struct work_strand *s);
 
 // ---- timers: one thread, callbacks must not block ----
 struct work_timers;
 struct work_timer;
 struct work_timers *work_timers_new(void) MUST_CHECK;
-void work_timers_free(struct work_timers *t); // pending timers never fire
+// Pending timers never fire. Frees every timer that was not cancelled: none may be used afterwards.
+void work_timers_free(struct work_timers *t);
 // Fire once at deadline_us (time_mono_us clock). Never inline; runs on the timer thread.
 struct work_timer *work_timer_start(struct work_timers *t, int64_t deadline_us, work_fn fn,
                                     void *ud) MUST_CHECK;
+// Every timer must be cancelled once, also after it fired: that frees it.
 // After return fn is not running and will not run (except when called from fn itself). Frees; NULL
 // is fine. True when it was cancelled before it fired.
 bool work_timer_cancel(struct work_timer *tm);
