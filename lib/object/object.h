@@ -17,7 +17,7 @@
 // with it any aligned range, whoever sent it. source: docs/protocol.md "Objects"
 //
 // Stateless but for the structs shown; any thread. crypto_init() must have been called. The store
-// on disk is in object/store.h, uploads in object/upload.h: clients include this page alone.
+// on disk is in object/store.h, uploads in object/upload.h: clients need this page alone.
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
