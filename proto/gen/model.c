@@ -10,6 +10,7 @@
 enum {
     RULE_EXTENSION = 51001, // cauce.rule in proto/cauce/options.proto
     // field numbers of descriptor.proto, which make up a source location's path
+    FILE_PACKAGE = 2,
     FILE_MESSAGE = 4,
     FILE_SERVICE = 6,
     MESSAGE_FIELD = 2,
@@ -330,9 +331,11 @@ static void parse_service(struct parser *ps, struct unit *u, struct place p,
 {
     const char *package = p.file->package;
     const char *c_package = gen_c_package(package);
-    if (!c_package)
-        gen_die("%s: package of a service must end in a version, as cauce.session.v1 does",
-                p.file->name);
+    if (!c_package) {
+        struct place at = {.file = p.file, .path = {FILE_PACKAGE}, .n = 1};
+        error_at(ps, &at, "package of a service must end in a version, as cauce.session.v1 does");
+        return;
+    }
     ret->name = sp->name;
     ret->full = gen_printf("%s.%s", package, sp->name);
     ret->prefix = gen_printf("%s_%s", c_package, gen_snake(sp->name));
