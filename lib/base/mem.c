@@ -32,9 +32,10 @@ int64_t mem_n_allocs(void)
 
 void *mem_array(size_t n, size_t size)
 {
-    if (must_fail())
+    size_t total; // calloc() checks as well, but sanitizers take its refusal for a bug
+    if (__builtin_mul_overflow(n, size, &total) || must_fail())
         return NULL;
-    return calloc(n ? n : 1, size ? size : 1);
+    return calloc(1, total ? total : 1);
 }
 
 void *mem_alloc(size_t size)
