@@ -36,7 +36,7 @@ struct db_param {
     double dbl;
 };
 #define DB_NULL ((struct db_param){.type = DB_P_NULL})
-#define DB_TEXT(s) ((struct db_param){.type = (s) ? DB_P_TEXT : DB_P_NULL, .ptr = (s)})
+#define DB_TEXT(s) ((struct db_param){.type = DB_P_TEXT, .ptr = (s)}) // NULL is SQL NULL
 #define DB_I64(v) ((struct db_param){.type = DB_P_I64, .i64 = (int64_t)(v)})
 #define DB_BOOL(v) ((struct db_param){.type = DB_P_BOOL, .i64 = (v) ? 1 : 0})
 #define DB_DOUBLE(v) ((struct db_param){.type = DB_P_DOUBLE, .dbl = (v)})
@@ -95,5 +95,8 @@ void db_listener_free(struct db_listener *l); // joins
 // refused ----
 enum status db_migrate(struct db *d, const char *dir, unsigned *ret_n_applied,
                        struct err *err) MUST_CHECK;
+// Undo what is above `version`, newest first, with NNNN_name.down.sql. The data go too.
+enum status db_migrate_down(struct db *d, const char *dir, int version, unsigned *ret_n_reverted,
+                            struct err *err) MUST_CHECK;
 // OK when every file of dir is applied; FAILED_PRECONDITION naming the first that is not.
 enum status db_migrate_check(struct db *d, const char *dir, struct err *err) MUST_CHECK;
