@@ -1,0 +1,290 @@
+#pragma once
+// What the orchestrator's own files share.
+//
+// All state lives in PostgreSQL, so any number of orchestrators may run at once; what a process
+// keeps in memory (the items' cache, the origins' health) is a hint that it can lose at any time.
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/arena.h"
+#include "base/rand.h"
+#include "db/db.h"
+#include "event/event.h"
+#include "log/log.h"
+#include "media/plan.h"
+#include "rpc/rpc.h"
+#include "service/service.h"
+#include "work/work.h"
+
+#define ORCH_SCHEMA "orchestrator"
+#define ORCH_DIGEST_SIZE 32
+#define ORCH_TASK_CHANNEL "orchestrator_task" // something may be leased
+#define ORCH_ITEM_CHANNEL "orchestrator_item" // payload: the item that changed
+
+#define ORCH_LEASE_MS 15000
+#define ORCH_RENEW_MS 5000
+#define ORCH_MAX_ATTEMPTS 5
+#define ORCH_MAX_CRASHES 2
+#define ORCH_SYNC_MAX_US (INT64_C(10) * 1000000) // inputs that Commit may wait for
+#define ORCH_SYNC_WAIT_MS 60000
+#define ORCH_MAX_WAIT_MS 30000 // of Lease and Locate
+
+enum orch_priority {
+    ORCH_PRIO_REST = 100,
+    ORCH_PRIO_AUDIO = 400,
+    ORCH_PRIO_FIRST_TOP = 600, // first segment, the highest rung alone
+    ORCH_PRIO_FIRST = 650,     // first segment, all other rungs
+    ORCH_PRIO_FIRST_AUDIO = 660,
+    ORCH_PRIO_PROBE = 700,
+    ORCH_PRIO_MOVE = 750,
+    ORCH_PRIO_NEXT = 900, // follows what somebody waits for
+    ORCH_PRIO_WANTED = 1000,
+};
+
+struct orch_options {
+    struct svc_options common;
+    int64_t max_upload_bytes;
+    int64_t quota_bytes; // of one user's live uploads; 0: none
+    int64_t max_open_uploads;
+    int64_t upload_ttl_ms; // an upload that nobody continues is dropped then
+    int64_t failed_ttl_ms; // a dead job's source is kept that long for a retry
+};
+
+// The world outside, so that tests can make one of their own.
+struct orch_env {
+    struct log *log;
+    struct work_pool *pool;
+    struct db *db;
+    const struct db_opts *listen;
+    const struct orch_options *options;
+    const struct svc_node *const *origins;
+    size_t n_origins;
+    // Borrowed clients; NULL with err when the node is not known.
+    struct rpc_client *(*store)(void *ud, struct err *err);
+    struct rpc_client *(*origin)(void *ud, const char *node_id, struct err *err);
+    enum status (*verify_media)(void *ud, const char *token, struct svc_media_claims *ret,
+                                struct err *err);
+    void *ud;
+};
+
+struct orch {
+    struct orch_env env;
+    struct db *db;
+    struct log *log;
+    struct hub *hub;
+    struct items *items;
+    struct backends *backends;
+    struct sweeper *sweeper;
+    struct event_log *events;
+    struct db_listener *listener;
+};
+// Starts threads; serves nothing yet.
+enum status orch_new(const struct orch_env *env, struct orch **ret, struct err *err) MUST_CHECK;
+enum status orch_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
+void orch_drain(struct orch *o); // answers everybody who waits; never blocks
+void orch_free(struct orch *o);  // after the server has stopped
+
+enum status uploads_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
+enum status work_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
+enum status playback_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
+enum status jobs_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
+
+struct rpc_client *orch_origin(struct orch *o, const char *node_id, struct err *err);
+const struct svc_node *orch_origin_node(const struct orch *o, const char *node_id); // or NULL
+
+// ---- commit of uploads (commit.c) ----
+// Take an upload in state committing to the end: origin Finish, store Create, item + job + probe
+// task. Repeatable at any point; the sweeper calls it for what a crash cut off.
+// errors  FAILED_PRECONDITION: leaves are missing (the upload is open again); UNAVAILABLE
+enum status commit_run(struct orch *o, const char *upload_id, int64_t deadline_us,
+                       struct err *err) MUST_CHECK;
+// An upload that nobody continues, or that was asked to go: drop it at its origin.
+enum status commit_abort(struct orch *o, const char *upload_id, struct err *err) MUST_CHECK;
+
+// ---- the queue (queue.c): all of it is judged by the database's clock ----
+struct queue_task {
+    char id[UUID_SIZE], job[UUID_SIZE], item[UUID_SIZE];
+    char kind[8]; // probe, chunk, move
+    int64_t fence;
+    int32_t attempt;
+    int32_t priority;
+    char target[CHAN_NODE_ID_SIZE];
+    char renditions[256];
+    int32_t first_segment, n_segments;
+};
+// Take the most urgent task; ret_found false when there is none, or the worker is in quarantine.
+enum status queue_claim(struct db *db, const char *worker, struct queue_task *ret, bool *ret_found,
+                        struct err *err) MUST_CHECK;
+struct queue_progress {
+    const char *task, *stage;
+    int64_t fence;
+    double progress; // 0..1 of the stage
+};
+// ret_held false: the lease is lost and the work must be dropped. Tells an event now and then.
+enum status queue_renew(struct db *db, const char *worker, const struct queue_progress *p,
+                        bool *ret_held, struct err *err) MUST_CHECK;
+// Back to the queue as if it had never been taken. A lease that is lost already is left alone.
+enum status queue_release(struct db *db, const char *worker, const char *task, int64_t fence,
+                          struct err *err) MUST_CHECK;
+enum queue_failure {
+    QUEUE_REJECTED,  // the input is at fault
+    QUEUE_TRANSIENT, // anybody may try again
+    QUEUE_CRASH,     // the second one on a task rejects the input
+};
+// errors  ABORTED: the token is not the newest
+enum status queue_fail(struct db *db, const char *worker, const char *task, int64_t fence,
+                       enum queue_failure why, const char *message, bool *ret_will_retry,
+                       struct err *err) MUST_CHECK;
+// What a tick does: waits that are over, leases that ran out (when expire). ret_n: tasks moved.
+enum status queue_sweep(struct db *db, bool expire, int64_t *ret_n, struct err *err) MUST_CHECK;
+// Somebody waits for this segment: its task, and the one after it, go to the front.
+enum status queue_raise(struct db *db, const char *item, const char *rendition, int32_t segment,
+                        struct err *err) MUST_CHECK;
+// Dead and cancelled tasks of a failed job, from the start.
+// errors  NOT_FOUND; FAILED_PRECONDITION: not failed, or its source is gone
+enum status queue_retry(struct db *db, const char *job, struct err *err) MUST_CHECK;
+
+// Inside a transaction, by a worker that says it is done. Locks the job, then the task.
+struct queue_hold {
+    struct queue_task task;
+    int32_t attempts;
+    bool duplicate; // done before under this very token: nothing more to do
+};
+// A token that is the newest counts even when its lease has run out, as long as nobody else took it.
+// errors  NOT_FOUND; ABORTED
+enum status queue_hold(struct db_conn *c, const char *worker, const char *task, int64_t fence,
+                       struct queue_hold *ret, struct err *err) MUST_CHECK;
+struct queue_seconds {
+    double fetch, encode, store, cpu;
+};
+// Marks the held task done and credits the worker.
+enum status queue_done(struct db_conn *c, const char *worker, const struct queue_hold *h,
+                       const struct queue_seconds *s, struct err *err) MUST_CHECK;
+// The item cannot be finished: job, item and tasks end here. purge: give up source and segments now
+// (the input is at fault); otherwise they are kept for a retry.
+enum status queue_fail_job(struct db_conn *c, const char *job, const char *reason, bool purge,
+                           struct err *err) MUST_CHECK;
+enum status queue_notify(struct db_conn *c, const char *channel, const char *payload,
+                         struct err *err) MUST_CHECK;
+
+// ---- results (publish.c) ----
+struct publish_output {
+    const char *rendition;
+    int32_t segment;
+    const uint8_t *digest; // ORCH_DIGEST_SIZE bytes
+    int64_t size, first_pts, duration;
+    int32_t samples, repeated, dropped;
+    const uint8_t *init_digest;
+};
+struct publish_result {
+    const char *worker, *task;
+    int64_t fence;
+    struct queue_seconds seconds;
+    const uint8_t *plan; // probe
+    size_t plan_len;
+    const struct publish_output *outputs; // chunk
+    size_t n_outputs;
+};
+// Everything a task has made, in one transaction.
+// errors  NOT_FOUND; ABORTED: not the newest token; INVALID_ARGUMENT: does not agree with the plan
+enum status publish(struct orch *o, const struct publish_result *r, bool *ret_duplicate,
+                    struct err *err) MUST_CHECK;
+// The ledger alone: exactly the task's (rendition, segment) pairs, each as the plan says.
+enum status publish_check(const struct media_plan *plan, const struct queue_task *t,
+                          const struct publish_output *outputs, size_t n,
+                          struct err *err) MUST_CHECK;
+// The tasks that make a plan's segments.
+struct publish_task {
+    char renditions[256];
+    int32_t first_segment, n_segments, priority;
+};
+enum status publish_tasks(const struct media_plan *plan, struct publish_task **ret, size_t *ret_n,
+                          struct err *err) MUST_CHECK; // mem_free()
+
+// ---- items (items.c): a cache of what playing needs ----
+struct item_plan { // reference counted, immutable
+    unsigned n_refs;
+    struct media_plan *plan;
+    uint8_t *bytes;
+    size_t len;
+};
+struct item_plan *item_plan_new(const void *bytes, size_t n, struct err *err) MUST_CHECK;
+struct item_plan *item_plan_ref(struct item_plan *p);
+void item_plan_unref(struct item_plan *p);
+DEFINE_AUTO(struct item_plan, item_plan_unref)
+
+struct item {
+    char id[UUID_SIZE], owner[UUID_SIZE];
+    char kind[8], state[12], route[CHAN_NODE_ID_SIZE];
+    char title[512], reason[512];
+    uint8_t digest[ORCH_DIGEST_SIZE];
+    int64_t size, duration_us;
+    struct item_plan *plan; // own reference; NULL until probed
+};
+void item_done(struct item *it);
+struct item_segment {
+    uint8_t digest[ORCH_DIGEST_SIZE];
+    int64_t size; // 0: not made yet
+};
+
+struct items;
+struct items *items_new(struct db *db) MUST_CHECK;
+void items_free(struct items *c);
+// Fresh from the database when it changed or was never seen; what is remembered while the database
+// is away. *ret is done with item_done().
+// errors  NOT_FOUND; UNAVAILABLE: not remembered and the database is away
+enum status items_get(struct items *c, const char *id, struct item *ret,
+                      struct err *err) MUST_CHECK;
+// Published segments [first, first + n) of a rendition into ret (n places).
+enum status items_segments(struct items *c, const char *id, const char *rendition, int32_t first,
+                           int32_t n, struct item_segment *ret, struct err *err) MUST_CHECK;
+// How many segments of a rendition are published.
+int32_t items_n_ready(struct items *c, const char *id, const char *rendition);
+void items_changed(struct items *c, const char *id); // NULL: all may have
+
+// ---- origins' health (backends.c) ----
+struct backend_info {
+    const struct svc_node *node;
+    const char *state; // closed, open, half_open
+    int64_t calls, failures, free_bytes, used_bytes;
+};
+struct backends;
+struct backends *backends_new(struct orch *o) MUST_CHECK;
+void backends_free(struct backends *b); // waits for its own calls
+void backends_poll(struct backends *b); // asks every origin for its usage; does not wait
+size_t backends_list(struct backends *b, struct backend_info *ret, size_t max);
+// The healthy origin of that kind that holds least and has room; tried: ids not to take again.
+const struct svc_node *backends_pick(struct backends *b, const char *kind, int64_t size,
+                                     const struct svc_node *const *tried, size_t n_tried);
+bool backends_is_open(struct backends *b, const char *node_id); // known to be away
+void backends_report(struct backends *b, const char *node_id, enum status s);
+// UNAVAILABLE unless the origin answers or has just done so; takes at most 1.5 s.
+enum status backends_check(struct backends *b, const char *node_id, struct err *err) MUST_CHECK;
+
+// ---- those who wait without a thread (hub.c) ----
+enum hub_topic { HUB_TASKS, HUB_ITEM };
+enum hub_why { HUB_EVENT, HUB_TIMEOUT, HUB_CANCELLED, HUB_STOPPING };
+// Runs on a pool thread, never twice at once. True: answered, the waiter is gone. For anything but
+// HUB_EVENT it must answer, and is gone whatever it returns.
+typedef bool (*hub_try_fn)(void *ud, enum hub_why why);
+struct hub;
+struct hub *hub_new(struct work_pool *pool) MUST_CHECK;
+void hub_close(struct hub *h); // HUB_STOPPING to all; later ones at once
+void hub_free(struct hub *h);  // after hub_close(); waits until all are gone
+// try runs soon for the first time (so that nothing that happened meanwhile is missed), then at each
+// hub_wake() of the topic (and item).
+//
+// item    HUB_ITEM only; copied
+// cancel  of the call; may be NULL
+// errors  RESOURCE_EXHAUSTED; try will not run then
+enum status hub_park(struct hub *h, enum hub_topic topic, const char *item, int64_t deadline_us,
+                     struct cancel *cancel, hub_try_fn fn, void *ud, struct err *err) MUST_CHECK;
+void hub_wake(struct hub *h, enum hub_topic topic, const char *item); // NULL: all of the topic
+
+// ---- what happens by itself (sweeper.c) ----
+struct sweeper *sweeper_new(struct orch *o) MUST_CHECK;
+void sweeper_free(struct sweeper *s); // joins
+void sweeper_kick(struct sweeper *s); // something is to be told to the store or an origin: now
+// One round of each, for tests.
+void sweeper_queue_round(struct orch *o);
+void sweeper_chore_round(struct orch *o);
