@@ -53,6 +53,7 @@ CREATE TABLE orchestrator.item (
     purged        boolean NOT NULL DEFAULT false, -- source and segments were given up
     media_version bigint NOT NULL DEFAULT 0,      -- grows with every change the store must know
     media_sent    bigint NOT NULL DEFAULT 0,      -- the last one it was told
+    telling_until timestamptz NOT NULL DEFAULT '-infinity', -- somebody is telling it just now
     created       timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX item_digest ON orchestrator.item (digest) WHERE NOT purged;
