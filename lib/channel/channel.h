@@ -52,7 +52,10 @@ struct chan_peer { // who is at the other end, fixed by the handshake
 #define CHAN_RECORD_OVERHEAD (12 + 8 + 16) // header, counter, tag
 #define CHAN_REKEY_RECORDS 65536
 
-struct chan; // one side of one connection
+struct chan; // one side of one connection; belongs to one thread at a time
+// id and trust are copied, and wiped when the handshake ends. A service link needs both, with our
+// grant; a client link needs neither on the initiator's side. CHAN_LINK_ENROL is not offered.
+// errors  NULL: INVALID_ARGUMENT (a key, grant or trust is missing), RESOURCE_EXHAUSTED
 struct chan *chan_new_initiator(enum chan_link link, const uint8_t responder_key[32],
                                 const struct chan_identity *id, const struct chan_trust *trust,
                                 struct err *err) MUST_CHECK;
@@ -66,14 +69,17 @@ DEFINE_AUTO(struct chan, chan_free)
 enum status chan_start(struct chan *c, struct buf *out, struct err *err) MUST_CHECK;
 
 enum chan_event {
-    CHAN_NOTHING, // a stray message, dropped
-    CHAN_REPLY,   // out holds a message to send; keep going
+    CHAN_NOTHING, // a stray message of another session, dropped
+    CHAN_REPLY,   // out holds a message to send; keep going (IK responder: unconfirmed until the
+                  // first record, with which chan_is_ready() becomes true)
     CHAN_READY,   // handshake done (out may hold a message to send first)
     CHAN_DATA,    // data holds an opened record's plaintext
     CHAN_CLOSED,  // the peer closed the session
 };
 // Feed one received message. in is decrypted in place; *ret_data points into it.
-// errors  UNAVAILABLE for anything wrong: the connection must be closed without an answer
+// out     receives the message to send, where there is one; room for 1024 bytes is enough
+// errors  UNAVAILABLE for anything wrong: the connection must be closed without an answer; err says
+//         what was wrong, for our own log only
 enum status chan_receive(struct chan *c, uint8_t *in, size_t n, struct buf *out,
                          enum chan_event *ret_event, uint8_t **ret_data, size_t *ret_len,
                          struct err *err) MUST_CHECK;
@@ -82,6 +88,10 @@ bool chan_is_ready(
     const struct chan *c); // may seal (for an IK responder: after the first valid record)
 const struct chan_peer *chan_peer(const struct chan *c);
 // Seal in place: msg has CHAN_RECORD_OVERHEAD - 16 bytes of room before the n bytes of plaintext
-// and 16 after. Returns the whole length. ret_counter: this record's number, for ACKs. May be NULL.
+// and 16 after. Returns the whole length; 0, with nothing sealed, when the session is not ready, is
+// closed, or when n exceeds CHAN_MAX_RECORD - CHAN_RECORD_OVERHEAD. ret_counter: this record's
+// number, for ACKs. May be NULL.
 size_t chan_seal(struct chan *c, uint8_t *msg, size_t n, uint64_t *ret_counter);
+// A close record: the last one we send. Returns its length; 0 when the session is not ready.
+size_t chan_seal_close(struct chan *c, uint8_t msg[CHAN_RECORD_OVERHEAD]);
 uint64_t chan_received_counter(const struct chan *c); // records opened so far
