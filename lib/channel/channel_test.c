@@ -822,7 +822,7 @@ static void test_grant_with_bad_contents_is_not_signed(void **state)
     AUTO(buf_done) struct buf out;
 
     make_world(&w);
-    buf_init(&out, 1000);
+    buf_init(&out, 7 * CHAN_GRANT_SIZE);
     for (size_t i = 0; i < N_ELEMENTS(ids); i++) {
         struct chan_grant g = grant_for(&w.client, ROLE_ORIGIN, ids[i]);
         assert_int_equal(chan_grant_sign(&out, &g, w.operator_secret, &err),
