@@ -30,6 +30,11 @@ struct media_track_config {
 enum status media_cmaf_init(const struct media_track_config *c, struct buf *ret,
                             struct err *err) MUST_CHECK;
 
+// What the init segment of a rendition was made from, config borrowed from the plan.
+// INVALID_ARGUMENT when those bytes are not what media_cmaf_init() makes of it.
+enum status media_cmaf_init_config(const struct media_plan *p, size_t rendition,
+                                   struct media_track_config *ret, struct err *err) MUST_CHECK;
+
 struct media_sample {
     const uint8_t *data; // video: length-prefixed NAL units
     uint32_t size;

@@ -96,6 +96,10 @@ struct media_source {
     int64_t bitrate_bps;
     bool streamable; // index first: a player can start before the end has arrived
     enum media_seek seek;
+    // Audio positions: packets of `audio_frame` source samples each (0: not constant), one of which
+    // begins at sample `audio_origin` of the timeline; coarse time stamps are snapped to that comb.
+    uint32_t audio_frame;
+    int64_t audio_origin;
     int64_t timeline_zero_us; // source time that is timeline 0 (container start time after edits)
     char title[128], artist[128], album[128]; // tags, may be empty; UTF-8
     size_t n_tracks;

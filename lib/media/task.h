@@ -14,6 +14,7 @@
 
 #include "base/buf.h"
 #include "base/err.h"
+#include "media/cmaf.h"
 #include "media/plan.h"
 
 #define MEDIA_RECORD_MAX (64 << 10)

@@ -1,0 +1,633 @@
+#include "media/media.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/mem.h"
+
+// ---- a plan made by hand: 25 frames per second, two rungs, AAC and Opus ----
+
+static const uint8_t avcc[] = {1,   100, 0,  31, 0xff, 0xe1, 0,    4,   0x67,
+                               100, 0,   31, 1,  0,    2,    0x68, 0xee};
+static const uint8_t asc[] = {0x11, 0x90};
+static const uint8_t dops[] = {0, 2, 1, 0x38, 0, 0, 0xbb, 0x80, 0, 0, 0};
+
+static void set_init(struct media_rendition *r, const uint8_t *config, size_t n)
+{
+    bool video = r->kind == MEDIA_VIDEO;
+    struct media_track_config c = {.codec = r->codec,
+                                   .timescale = r->timescale,
+                                   .width = r->width,
+                                   .height = r->height,
+                                   .channels = video ? 0 : 2,
+                                   .sample_rate = video ? 0 : MEDIA_AUDIO_RATE,
+                                   .priming = r->priming,
+                                   .bitrate_bps = r->bitrate_bps,
+                                   .config = config,
+                                   .config_len = n};
+    struct buf b;
+    buf_init(&b, MEDIA_MAX_INIT_BYTES);
+    assert_int_equal(media_cmaf_init(&c, &b, NULL), STATUS_OK);
+    r->init = buf_take(&b, &r->init_len);
+    buf_done(&b);
+}
+
+static void add_audio(struct media_plan *p, const char *id, enum media_codec codec)
+{
+    struct media_rendition *r = &p->renditions[p->n_renditions++];
+    bool aac = codec == MEDIA_CODEC_AAC;
+    snprintf(r->id, sizeof(r->id), "%s", id);
+    snprintf(r->codecs, sizeof(r->codecs), "%s", aac ? "mp4a.40.2" : "opus");
+    r->kind = MEDIA_AUDIO;
+    r->codec = codec;
+    r->frame_rate = (struct media_rational){0, 1};
+    r->timescale = MEDIA_AUDIO_RATE;
+    r->frame_samples = aac ? 1024 : 960;
+    r->priming = aac ? 1024 : 312;
+    r->bitrate_bps = 128000;
+    set_init(r, aac ? asc : dops, aac ? sizeof(asc) : sizeof(dops));
+}
+
+static struct media_plan *make_plan(uint32_t n_frames, bool constant, uint32_t key_every)
+{
+    struct media_plan *p = media_plan_new();
+    assert_non_null(p);
+    p->kind = MEDIA_VIDEO;
+    snprintf(p->build, sizeof(p->build), "test");
+    p->source = (struct media_source){.container = MEDIA_CONTAINER_MP4,
+                                      .size_bytes = 1000000,
+                                      .duration_us = (int64_t)n_frames * 40000,
+                                      .bitrate_bps = 200000,
+                                      .n_tracks = 2};
+    snprintf(p->source.title, sizeof(p->source.title), "R\xc3\xado");
+    for (size_t i = 0; i < 2; i++) {
+        struct media_track *t = &p->source.tracks[i];
+        t->type = i ? MEDIA_TRACK_AUDIO : MEDIA_TRACK_VIDEO;
+        t->chosen = true;
+        snprintf(t->codec, sizeof(t->codec), "%s", i ? "aac" : "h264");
+        t->width = i ? 0 : 854;
+        t->height = i ? 0 : 480;
+        t->sar = t->frame_rate = (struct media_rational){1, 1};
+    }
+
+    struct media_grid *g = &p->video;
+    g->timescale = 12800;
+    g->n_frames = n_frames;
+    g->duration = (int64_t)n_frames * 512;
+    if (constant) {
+        g->frame_ticks = 512;
+    } else {
+        g->frame_times = mem_array(n_frames + 1, sizeof(int64_t));
+        assert_non_null(g->frame_times);
+        for (uint32_t i = 0; i <= n_frames; i++)
+            g->frame_times[i] = (int64_t)i * 512 + (i && i < n_frames ? i % 3 : 0);
+    }
+    struct media_keyframe keys[4096];
+    size_t n_keys = 0;
+    for (uint32_t i = 0; key_every && i < n_frames && n_keys < N_ELEMENTS(keys); i += key_every)
+        keys[n_keys++] = (struct media_keyframe){media_grid_frame_time(g, i), i, (int64_t)i * 1000};
+    assert_int_equal(media_plan_cut_video(g, keys, n_keys, NULL), STATUS_OK);
+    p->n_renditions = media_plan_ladder(854, 480, (struct media_rational){25, 1}, p->renditions, 5);
+    for (size_t i = 0; i < p->n_renditions; i++) {
+        p->renditions[i].timescale = g->timescale;
+        p->renditions[i].cts_shift = 1100;
+        set_init(&p->renditions[i], avcc, sizeof(avcc));
+    }
+    assert_int_equal(media_plan_cut_audio(&p->audio, (int64_t)n_frames * 1920, 1024, NULL),
+                     STATUS_OK);
+    add_audio(p, "a128", MEDIA_CODEC_AAC);
+    add_audio(p, "o128", MEDIA_CODEC_OPUS);
+    media_plan_set_bandwidth(p);
+    struct err err = ERR_INIT;
+    if (media_plan_check(p, &err) != STATUS_OK)
+        fail_msg("%s", err.msg);
+    return p;
+}
+
+// ---- time ----
+
+static void test_scaling_rounds_as_named_and_saturates(void **state)
+{
+    (void)state;
+    static const struct {
+        int64_t a, b, c, floor, ceil, near;
+    } rows[] = {
+        {7, 1, 2, 3, 4, 4},
+        {-7, 1, 2, -4, -3, -4},
+        {5, 1, 3, 1, 2, 2},
+        {4, 1, 3, 1, 2, 1},
+        {-4, 1, 3, -2, -1, -1},
+        {90000, 1000, 90000, 1000, 1000, 1000},
+        {INT64_MAX, 4, 2, INT64_MAX, INT64_MAX, INT64_MAX},
+    };
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
+        assert_int_equal(media_scale_floor(rows[i].a, rows[i].b, rows[i].c), rows[i].floor);
+        assert_int_equal(media_scale_ceil(rows[i].a, rows[i].b, rows[i].c), rows[i].ceil);
+        assert_int_equal(media_scale_near(rows[i].a, rows[i].b, rows[i].c), rows[i].near);
+    }
+}
+
+// ---- sniffing ----
+
+static void test_sniff_names_the_kind_by_content(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *bytes;
+        size_t n;
+        enum media_kind kind;
+    } rows[] = {
+        {"", 0, MEDIA_UNKNOWN},
+        {"\0", 1, MEDIA_UNKNOWN},
+        {"#EXTM3U\n", 8, MEDIA_UNKNOWN},
+        {"ffconcat version 1.0", 20, MEDIA_UNKNOWN},
+        {"\x7f"
+         "ELF",
+         4, MEDIA_UNKNOWN},
+        {"\0\0\0\x18"
+         "ftypisom....",
+         16, MEDIA_VIDEO},
+        {"\0\0\0\x18"
+         "ftypM4A ....",
+         16, MEDIA_AUDIO},
+        {"\x1a\x45\xdf\xa3....A_OPUS", 14, MEDIA_AUDIO},
+        {"\x1a\x45\xdf\xa3....V_VP8A_OPUS", 19, MEDIA_VIDEO},
+        {"OggS....\x01vorbis", 15, MEDIA_AUDIO},
+        {"OggS....\x80theora", 15, MEDIA_VIDEO},
+        {"RIFF....AVI ", 12, MEDIA_VIDEO},
+        {"RIFF....WAVE", 12, MEDIA_AUDIO},
+        {"RIFF....WEBP", 12, MEDIA_UNKNOWN},
+        {"ID3\4", 4, MEDIA_AUDIO},
+        {"\xff\xfb\x90\x64", 4, MEDIA_AUDIO},
+        {"\xff\xff\xff\xff", 4, MEDIA_UNKNOWN},
+        {"fLaC", 4, MEDIA_AUDIO},
+    };
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++)
+        if (media_sniff(rows[i].bytes, rows[i].n) != rows[i].kind)
+            fail_msg("row %zu", i);
+}
+
+// ---- cutting ----
+
+static void test_cut_segments_cover_everything_with_lengths_in_bounds(void **state)
+{
+    (void)state;
+    static const uint32_t lengths[] = {1, 2, 30, 49, 50, 51, 75, 100, 137, 750, 3001};
+    static const uint32_t keys[] = {0, 1, 12, 48, 50, 90, 250};
+    for (size_t i = 0; i < N_ELEMENTS(lengths); i++) {
+        for (size_t k = 0; k < N_ELEMENTS(keys); k++) {
+            AUTO(media_plan_free_p)
+            struct media_plan *p = make_plan(lengths[i], (i + k) % 2, keys[k]);
+            const struct media_grid *g = &p->video;
+            for (size_t s = 0; s + 1 < g->n_segments; s++) {
+                int64_t ms = g->segments[s].duration * 1000 / g->timescale;
+                assert_in_range(ms, s < 2 ? 1999 : 2999, s < 2 ? 3001 : 5001);
+            }
+        }
+    }
+}
+
+static void test_cut_follows_source_keyframes_within_a_second(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(1000, true, 110); // 4.4 s apart
+    size_t on_key = 0;
+    for (size_t s = 0; s < p->video.n_segments; s++) {
+        const struct media_segment *seg = &p->video.segments[s];
+        on_key += seg->first_frame % 110 == 0;
+        assert_int_equal(seg->seek_ticks, seg->first_frame / 110 * 110);
+    }
+    assert_true(on_key > p->video.n_segments / 2);
+}
+
+static void test_ladder_never_exceeds_the_source(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t w, h;
+        size_t n;
+        const char *top;
+        uint32_t top_w, top_h;
+    } rows[] = {
+        {3840, 2160, 5, "v1080", 1920, 1080},
+        {1920, 1080, 5, "v1080", 1920, 1080},
+        {1080, 1920, 5, "v1080", 1080, 1920},
+        {1920, 800, 5, "v1080", 1920, 800},
+        {854, 480, 3, "v480", 854, 480},
+        {640, 480, 3, "v480", 640, 480},
+        {640, 360, 2, "v360", 640, 360},
+        {214, 160, 1, "v240", 214, 160},
+        {1, 1, 1, "v240", 2, 2},
+        {16384, 3, 5, "v1080", 1920, 2},
+        {161, 121, 1, "v240", 160, 120},
+    };
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
+        struct media_rendition r[5];
+        size_t n = media_plan_ladder(rows[i].w, rows[i].h, (struct media_rational){30, 1}, r, 5);
+        assert_int_equal(n, rows[i].n);
+        assert_string_equal(r[0].id, rows[i].top);
+        assert_int_equal(r[0].width, rows[i].top_w);
+        assert_int_equal(r[0].height, rows[i].top_h);
+        for (size_t k = 0; k < n; k++) {
+            assert_true(r[k].width % 2 == 0 && r[k].height % 2 == 0 && r[k].width && r[k].height);
+            assert_true(r[k].maxrate_bps > 0 && r[k].level >= 21);
+        }
+    }
+}
+
+// ---- bytes ----
+
+static struct buf encoded(const struct media_plan *p)
+{
+    struct buf b;
+    struct err err = ERR_INIT;
+    buf_init(&b, MEDIA_PLAN_MAX_BYTES);
+    if (media_plan_encode(p, &b, &err) != STATUS_OK)
+        fail_msg("%s", err.msg);
+    return b;
+}
+
+static void test_plan_bytes_round_trip(void **state)
+{
+    (void)state;
+    for (int constant = 0; constant < 2; constant++) {
+        AUTO(media_plan_free_p) struct media_plan *p = make_plan(777, constant, 48), *q = NULL;
+        struct buf a = encoded(p);
+        assert_int_equal(media_plan_decode(a.data, a.len, &q, NULL), STATUS_OK);
+        struct buf b = encoded(q);
+        assert_int_equal(a.len, b.len);
+        assert_memory_equal(a.data, b.data, a.len);
+        assert_string_equal(q->source.title, p->source.title);
+        assert_int_equal(q->video.n_segments, p->video.n_segments);
+        assert_memory_equal(q->video.segments, p->video.segments,
+                            p->video.n_segments * sizeof(*p->video.segments));
+        assert_int_equal(media_grid_frame_time(&q->video, 776),
+                         media_grid_frame_time(&p->video, 776));
+        buf_done(&a);
+        buf_done(&b);
+    }
+}
+
+static void test_plan_cut_off_or_longer_is_refused(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(60, false, 10);
+    struct buf a = encoded(p);
+    for (size_t n = 0; n < a.len; n++) {
+        struct media_plan *q = NULL;
+        assert_int_not_equal(media_plan_decode(a.data, n, &q, NULL), STATUS_OK);
+        assert_null(q);
+    }
+    struct media_plan *q = NULL;
+    assert_true(buf_putc(&a, 0));
+    assert_int_equal(media_plan_decode(a.data, a.len, &q, NULL), STATUS_INVALID_ARGUMENT);
+    buf_done(&a);
+}
+
+// Any changed byte is either refused or yields a plan that passes every check and encodes again.
+static void test_plan_mutations_never_break_an_invariant(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(200, false, 25);
+    struct buf a = encoded(p);
+    for (size_t at = 0; at < a.len; at++) {
+        static const uint8_t xors[] = {1, 0x40, 0x80, 0xff};
+        for (size_t x = 0; x < N_ELEMENTS(xors); x++) {
+            a.data[at] ^= xors[x];
+            AUTO(media_plan_free_p) struct media_plan *q = NULL;
+            if (media_plan_decode(a.data, a.len, &q, NULL) == STATUS_OK) {
+                struct buf b = encoded(q);
+                buf_done(&b);
+            }
+            a.data[at] ^= xors[x];
+        }
+    }
+    buf_done(&a);
+}
+
+static void test_plan_decode_survives_every_failed_allocation(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(200, false, 25);
+    struct buf a = encoded(p);
+    for (int64_t n = 0;; n++) {
+        AUTO(media_plan_free_p) struct media_plan *q = NULL;
+        mem_fail_at(n);
+        enum status s = media_plan_decode(a.data, a.len, &q, NULL);
+        mem_fail_at(-1);
+        if (s == STATUS_OK)
+            break;
+        assert_null(q);
+        assert_true(n < 100);
+    }
+    buf_done(&a);
+}
+
+static void test_plan_check_names_what_is_wrong(void **state)
+{
+    (void)state;
+    for (int what = 0; what < 9; what++) {
+        AUTO(media_plan_free_p) struct media_plan *p = make_plan(300, true, 25);
+        struct err err = ERR_INIT;
+        switch (what) {
+        case 0:
+            p->video.segments[1].start++;
+            break;
+        case 1:
+            p->video.segments[1].n_frames++;
+            break;
+        case 2:
+            p->video.chunks[0].n_segments++;
+            break;
+        case 3:
+            p->renditions[0].width = 7;
+            break;
+        case 4:
+            snprintf(p->renditions[1].id, sizeof(p->renditions[1].id), "v480");
+            break;
+        case 5:
+            snprintf(p->renditions[1].codecs, sizeof(p->renditions[1].codecs), "a\"b");
+            break;
+        case 6:
+            p->renditions[0].init[20] ^= 1;
+            break;
+        case 7:
+            p->audio.timescale = 44100;
+            break;
+        default:
+            p->renditions[0].scale_from = 2;
+            break;
+        }
+        assert_int_equal(media_plan_check(p, &err), STATUS_INVALID_ARGUMENT);
+        assert_true(strlen(err.msg) > 8);
+    }
+}
+
+// ---- playlists ----
+
+static void test_rendition_playlist_is_golden(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(225, true, 0);
+    struct buf b;
+    buf_init(&b, 1 << 16);
+    assert_int_equal(media_playlist_rendition(p, 0, &b, NULL), STATUS_OK);
+    assert_string_equal(buf_str(&b), "#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-TARGETDURATION:5\n"
+                                     "#EXT-X-MEDIA-SEQUENCE:0\n#EXT-X-PLAYLIST-TYPE:VOD\n"
+                                     "#EXT-X-INDEPENDENT-SEGMENTS\n"
+                                     "#EXT-X-MAP:URI=\"v480/init.mp4\"\n"
+                                     "#EXTINF:2.000000,\nv480/0.m4s\n"
+                                     "#EXTINF:2.000000,\nv480/1.m4s\n"
+                                     "#EXTINF:5.000000,\nv480/2.m4s\n"
+                                     "#EXT-X-ENDLIST\n");
+    buf_done(&b);
+}
+
+static void test_master_playlist_is_golden(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(225, true, 0);
+    for (size_t i = 0; i < p->n_renditions; i++)
+        p->renditions[i].bandwidth_bps = 1000000 - (uint32_t)i * 100000;
+    struct buf b;
+    buf_init(&b, 1 << 16);
+    assert_int_equal(media_playlist_master(p, 360, 0, &b, NULL), STATUS_OK);
+    assert_string_equal(
+        buf_str(&b),
+        "#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-INDEPENDENT-SEGMENTS\n"
+        "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"audio\",NAME=\"main\",DEFAULT=YES,AUTOSELECT=YES,"
+        "CHANNELS=\"2\",URI=\"a128.m3u8\"\n"
+        "#EXT-X-STREAM-INF:BANDWIDTH=1600000,AVERAGE-BANDWIDTH=608000,CODECS=\"avc1.64001e,mp4a.40."
+        "2\","
+        "RESOLUTION=640x360,FRAME-RATE=25.000,AUDIO=\"audio\"\nv360.m3u8\n"
+        "#EXT-X-STREAM-INF:BANDWIDTH=1500000,AVERAGE-BANDWIDTH=368000,CODECS=\"avc1.640015,mp4a.40."
+        "2\","
+        "RESOLUTION=426x240,FRAME-RATE=25.000,AUDIO=\"audio\"\nv240.m3u8\n");
+    buf_reset(&b);
+    // Nothing fits: the lowest stays.
+    assert_int_equal(media_playlist_master(p, 0, 1000, &b, NULL), STATUS_OK);
+    assert_non_null(strstr(buf_str(&b), "v240.m3u8"));
+    assert_null(strstr(buf_str(&b), "v360.m3u8"));
+    buf_done(&b);
+}
+
+// ---- CMAF ----
+
+static struct buf fragment(const struct media_plan *p, size_t rendition, size_t segment,
+                           bool reorder)
+{
+    static const uint8_t data[8] = {0, 0, 0, 4, 0x65, 1, 2, 3};
+    const struct media_grid *g = media_rendition_grid(p, rendition);
+    bool video = p->renditions[rendition].kind == MEDIA_VIDEO;
+    uint32_t n = media_rendition_samples(p, rendition, segment);
+    struct media_sample *s = mem_array(n, sizeof(*s));
+    assert_non_null(s);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t f = g->segments[segment].first_frame + i;
+        s[i] = (struct media_sample){.data = data, .size = 5 + i % 4, .sync = !video || i == 0};
+        s[i].duration =
+            video ? (uint32_t)(media_grid_frame_time(g, f + 1) - media_grid_frame_time(g, f))
+                  : p->renditions[rendition].frame_samples;
+    }
+    for (uint32_t i = 1; video && reorder && i + 1 < n; i += 2) {
+        s[i].cts = (int32_t)s[i].duration;
+        s[i + 1].cts = -(int32_t)s[i].duration;
+    }
+    struct buf b;
+    buf_init(&b, 1 << 20);
+    struct err err = ERR_INIT;
+    if (media_cmaf_fragment(7, video ? 1 : 2, g->segments[segment].start, s, n, &b, &err))
+        fail_msg("%s", err.msg);
+    mem_free(s);
+    return b;
+}
+
+static void test_fragments_of_all_segments_agree_with_the_plan(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(313, false, 25);
+    for (size_t r = 0; r < p->n_renditions; r++) {
+        const struct media_grid *g = media_rendition_grid(p, r);
+        for (size_t s = 0; s < g->n_segments; s++) {
+            struct buf b = fragment(p, r, s, true);
+            struct media_fragment f;
+            struct err err = ERR_INIT;
+            if (media_cmaf_check(p, r, s, b.data, b.len, &f, &err) != STATUS_OK)
+                fail_msg("%s", err.msg);
+            assert_int_equal(f.sequence, 7);
+            assert_int_equal(f.data_offset + f.data_len, b.len);
+            // Not any other segment, not cut off, not longer.
+            assert_int_not_equal(media_cmaf_check(p, r, s + 1, b.data, b.len, &f, NULL), STATUS_OK);
+            assert_int_not_equal(media_cmaf_parse(b.data, b.len - 1, &f, NULL), STATUS_OK);
+            assert_true(buf_putc(&b, 0));
+            assert_int_not_equal(media_cmaf_parse(b.data, b.len, &f, NULL), STATUS_OK);
+            buf_done(&b);
+        }
+    }
+}
+
+static void test_fragment_mutations_are_harmless(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(60, true, 25);
+    struct buf b = fragment(p, 0, 0, true);
+    struct media_fragment whole;
+    assert_int_equal(media_cmaf_parse(b.data, b.len, &whole, NULL), STATUS_OK);
+    for (size_t at = 0; at < whole.data_offset; at++) {
+        for (unsigned bit = 0; bit < 8; bit++) {
+            struct media_fragment f;
+            b.data[at] ^= (uint8_t)(1U << bit);
+            if (media_cmaf_parse(b.data, b.len, &f, NULL) == STATUS_OK)
+                assert_true(f.data_offset + f.data_len == b.len && f.n_samples == whole.n_samples);
+            b.data[at] ^= (uint8_t)(1U << bit);
+        }
+    }
+    buf_done(&b);
+}
+
+static void test_merged_file_has_both_tracks_and_no_negative_offset(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(100, true, 25);
+    struct buf b, f = fragment(p, 0, 0, true);
+    buf_init(&b, 1 << 16);
+    assert_int_equal(media_cmaf_merge_init(p, 0, media_plan_find(p, "a128"), &b, NULL), STATUS_OK);
+    assert_non_null(memmem(b.data, b.len, "avc1", 4));
+    assert_non_null(memmem(b.data, b.len, "mp4a", 4));
+    assert_int_equal(media_cmaf_merge_init(p, 3, 0, &b, NULL), STATUS_INVALID_ARGUMENT);
+
+    struct media_fragment before, after;
+    assert_int_equal(media_cmaf_parse(f.data, f.len, &before, NULL), STATUS_OK);
+    assert_int_equal(media_cmaf_adapt(p, 0, 42, f.data, f.len, NULL), STATUS_OK);
+    assert_int_equal(media_cmaf_parse(f.data, f.len, &after, NULL), STATUS_OK);
+    assert_int_equal(after.sequence, 42);
+    assert_true(before.min_cts < 0 && after.min_cts >= 0);
+    assert_int_equal(after.first_pts, before.first_pts + p->renditions[0].cts_shift);
+    buf_done(&b);
+    buf_done(&f);
+}
+
+// ---- decision ----
+
+static void test_decide_direct_and_why_not(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(225, true, 0);
+    struct media_decision d;
+    struct media_profile any = {0};
+    media_decide(p, &any, &d);
+    assert_true(d.direct && d.n_reasons == 0);
+    assert_string_equal(p->renditions[d.video_rendition].id, "v480");
+    assert_string_equal(p->renditions[d.audio_rendition].id, "a128");
+
+    struct media_profile small = {.max_height = 360, .never_direct = true};
+    media_decide(p, &small, &d);
+    assert_false(d.direct);
+    assert_int_equal(d.n_reasons, 2);
+    assert_string_equal(p->renditions[d.video_rendition].id, "v360");
+
+    const char *const opus[] = {"opus"};
+    struct media_profile only_opus = {
+        .audio_codecs = opus, .n_audio_codecs = 1, .max_bitrate_bps = 1};
+    media_decide(p, &only_opus, &d);
+    assert_string_equal(p->renditions[d.video_rendition].id, "v240");
+    assert_string_equal(p->renditions[d.audio_rendition].id, "o128");
+}
+
+// ---- records ----
+
+static void test_records_round_trip_and_refuse_damage(void **state)
+{
+    (void)state;
+    static const uint8_t data[] = "abc";
+    const struct media_record rows[] = {
+        {.type = MEDIA_REC_READY},
+        {.type = MEDIA_REC_READ, .a = 5, .b = 6},
+        {.type = MEDIA_REC_AVAILABLE, .a = 1, .b = 0},
+        {.type = MEDIA_REC_PROGRESS, .a = 1, .b = 2},
+        {.type = MEDIA_REC_PLAN, .a = 77},
+        {.type = MEDIA_REC_DATA, .data = data, .data_len = 3},
+        {.type = MEDIA_REC_VERDICT, .verdict = MEDIA_VERDICT_REJECTED, .text = "no"},
+        {.type = MEDIA_REC_SEGMENT, .out = {1, 2, 3, 4, 5, 6, 7, 8}},
+    };
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
+        struct buf b;
+        struct media_record r;
+        buf_init(&b, MEDIA_RECORD_MAX);
+        assert_int_equal(media_record_encode(&rows[i], &b, NULL), STATUS_OK);
+        assert_int_equal(media_record_decode(b.data, b.len, &r, NULL), STATUS_OK);
+        assert_int_equal(r.type, rows[i].type);
+        assert_int_equal(r.a, rows[i].a);
+        assert_int_equal(r.b, rows[i].b);
+        assert_memory_equal(&r.out, &rows[i].out, sizeof(r.out));
+        assert_string_equal(r.text, rows[i].text);
+        if (rows[i].type != MEDIA_REC_DATA && rows[i].type != MEDIA_REC_VERDICT) {
+            assert_int_not_equal(media_record_decode(b.data, b.len - 1, &r, NULL), STATUS_OK);
+            assert_true(buf_putc(&b, 1));
+            assert_int_not_equal(media_record_decode(b.data, b.len, &r, NULL), STATUS_OK);
+        }
+        buf_done(&b);
+    }
+    struct media_record r;
+    assert_int_not_equal(media_record_decode("", 0, &r, NULL), STATUS_OK);
+    assert_int_not_equal(media_record_decode("\x63", 1, &r, NULL), STATUS_OK);
+    assert_int_not_equal(media_record_decode("\x09\x01\xff\xfe", 4, &r, NULL), STATUS_OK);
+}
+
+static void test_task_round_trip_and_bounds(void **state)
+{
+    (void)state;
+    static const uint8_t plan[] = {1, 2, 3};
+    struct media_task t = {.kind = MEDIA_TASK_CHUNK,
+                           .source_size = 9,
+                           .threads = 2,
+                           .n_segments = 3,
+                           .n_renditions = 2,
+                           .renditions = {1, 4},
+                           .plan = plan,
+                           .plan_len = 3};
+    struct buf b;
+    struct media_task u;
+    buf_init(&b, 4096);
+    assert_int_equal(media_task_encode(&t, &b, NULL), STATUS_OK);
+    assert_int_equal(media_task_decode(b.data, b.len, &u, NULL), STATUS_OK);
+    assert_int_equal(u.renditions[1], 4);
+    assert_memory_equal(u.plan, plan, 3);
+    for (size_t n = 0; n < b.len; n++)
+        assert_int_not_equal(media_task_decode(b.data, n, &u, NULL), STATUS_OK);
+    buf_reset(&b);
+    t.threads = 0;
+    assert_int_equal(media_task_encode(&t, &b, NULL), STATUS_OK);
+    assert_int_not_equal(media_task_decode(b.data, b.len, &u, NULL), STATUS_OK);
+    buf_done(&b);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_scaling_rounds_as_named_and_saturates),
+        cmocka_unit_test(test_sniff_names_the_kind_by_content),
+        cmocka_unit_test(test_cut_segments_cover_everything_with_lengths_in_bounds),
+        cmocka_unit_test(test_cut_follows_source_keyframes_within_a_second),
+        cmocka_unit_test(test_ladder_never_exceeds_the_source),
+        cmocka_unit_test(test_plan_bytes_round_trip),
+        cmocka_unit_test(test_plan_cut_off_or_longer_is_refused),
+        cmocka_unit_test(test_plan_mutations_never_break_an_invariant),
+        cmocka_unit_test(test_plan_decode_survives_every_failed_allocation),
+        cmocka_unit_test(test_plan_check_names_what_is_wrong),
+        cmocka_unit_test(test_rendition_playlist_is_golden),
+        cmocka_unit_test(test_master_playlist_is_golden),
+        cmocka_unit_test(test_fragments_of_all_segments_agree_with_the_plan),
+        cmocka_unit_test(test_fragment_mutations_are_harmless),
+        cmocka_unit_test(test_merged_file_has_both_tracks_and_no_negative_offset),
+        cmocka_unit_test(test_decide_direct_and_why_not),
+        cmocka_unit_test(test_records_round_trip_and_refuse_damage),
+        cmocka_unit_test(test_task_round_trip_and_bounds),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,7 @@
+#pragma once
+// Shared by the files of plan_*.c.
+#include "media/plan.h"
+
+// Fill start, duration and first_frame of every segment from n_frames (video) or from the durations
+// (audio), which are set. False when they do not add up to the grid's length.
+bool media_grid_lay_out(struct media_grid *g, bool is_video);
