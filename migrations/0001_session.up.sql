@@ -55,6 +55,8 @@ CREATE TABLE session.event (
     data    jsonb NOT NULL,
     PRIMARY KEY (topic, seq)
 );
+CREATE INDEX event_owner ON session.event (owner, topic, seq);
+CREATE INDEX event_subject ON session.event (subject, topic, seq);
 CREATE TABLE session.event_topic (
     topic text PRIMARY KEY,
     seq   bigint NOT NULL DEFAULT 0

@@ -177,6 +177,8 @@ CREATE TABLE store.event (
     data    jsonb NOT NULL,
     PRIMARY KEY (topic, seq)
 );
+CREATE INDEX event_owner ON store.event (owner, topic, seq);
+CREATE INDEX event_subject ON store.event (subject, topic, seq);
 CREATE TABLE store.event_topic (
     topic text PRIMARY KEY,
     seq   bigint NOT NULL DEFAULT 0
