@@ -19,6 +19,7 @@
 // token-key = <base64url Ed25519 public key>   session (access tokens) and store (media tokens)
 // [operator]
 // key = <base64url Ed25519 public key>
+// serial-floor = 0         grants with a lower serial are revoked
 struct svc_node {
     char id[CHAN_NODE_ID_SIZE];
     unsigned role; // ROLE_NODE_ bit
@@ -36,15 +37,19 @@ DEFINE_AUTO(struct svc_nodes, svc_nodes_free)
 const struct svc_node *svc_nodes_next(const struct svc_nodes *n, unsigned role,
                                       const struct svc_node *prev);
 const struct svc_node *svc_nodes_find(const struct svc_nodes *n,
-                                      const char *id); // NULL when unknown
-const uint8_t *svc_nodes_operator(const struct svc_nodes *n);
+                                      const char *id);        // NULL when unknown
+const uint8_t *svc_nodes_operator(const struct svc_nodes *n); // Ed25519 public key
+uint64_t svc_nodes_serial_floor(const struct svc_nodes *n);
 unsigned svc_role_from_name(const char *name); // "origin" -> ROLE_NODE_ORIGIN; 0 when unknown
 const char *svc_role_name(unsigned role_bit);
 
-// ---------------------------------------------------------------- tokens (docs/protocol.md
-// "Tokens") Access tokens are minted by session, media tokens by store; anybody verifies them with
-// the public key in nodes.ini, without a call. Verified tokens are cached by hash until they
-// expire.
+// ---------------------------------------------------------------- tokens
+// Access tokens are minted by session, media tokens by store; anybody verifies them with the public
+// key in nodes.ini, without a call. Verified tokens are cached by hash until they expire.
+// docs/protocol.md "Tokens":
+//   access  {"sub","name","sid","roles":["user",..],"iat","exp"}   implicit "cauce-access/1"
+//   media   {"sub","item","rights":["stream","download"],"exp"}    implicit "cauce-media/1"
+// Times are RFC 3339. The footer is {"kid":"k4.pid..."}: the PASERK id of the signing key.
 struct svc_tokens;
 struct svc_tokens *svc_tokens_new(const struct svc_nodes *nodes) MUST_CHECK;
 void svc_tokens_free(struct svc_tokens *t);
@@ -72,11 +77,12 @@ enum status svc_token_mint_media(const uint8_t secret[64], const struct svc_medi
 
 // First member, named `common`, of every role's options struct; rows come from SVC_OPTION_ROWS.
 struct svc_options {
+    char *config; // --config: INI file with a section per role, or per node for `role:node`
     char *node; // --node: our node id; default: the first node of our role (and kind) in nodes.ini
     char *keys; // --keys: directory made by `cauced keys`
     char **listen;    // --listen: internal addresses; default: the url of our node in nodes.ini
-    char *ready_file; // --ready-file: written (atomically) once ready: JSON {node, role, pid, urls:
-                      // [...], http}
+    char *ready_file; // --ready-file: written (atomically) once ready, removed at the end: JSON
+                      // {node, role, kind, pid, urls: [...], http, public}
     char *log_level;
     char *database;   // --database: libpq conninfo
     char *migrations; // --migrations: directory of the SQL files, for the check at start
@@ -100,6 +106,11 @@ struct svc {
     struct rpc_server *server; // handlers are added to it in start()
 };
 
+struct Node__ClusterRequest; // cauce/node.pb-c.h
+struct Node__ClusterReply;
+
+// In string options "{node}" stands for the node's id, so that one command line can serve several
+// nodes: --data /srv/{node}.
 struct svc_role {
     const char *name;
     unsigned role;        // ROLE_NODE_ bit
@@ -115,6 +126,10 @@ struct svc_role {
     // Optional: begin to stop (give leases back, close public listeners); must not block.
     void (*drain)(void *self);
     void (*stop)(void *self); // after the server has stopped; frees self
+    // Optional, gateway: cauce.node.v1.Node.Cluster, which lib/service serves with Health.Check and
+    // Node.Info. rpc_call_self() is not the role's there: self is given.
+    enum status (*cluster)(void *self, struct rpc_call *call, const struct Node__ClusterRequest *,
+                           struct Node__ClusterReply *ret, struct err *err);
 };
 
 // A client to another role, made on first use and kept: node_id NULL means "any node of the role".
@@ -131,5 +146,7 @@ void svc_set_http_address(struct svc *svc, const char *url);
 void svc_set_public_url(struct svc *svc, const char *url); // gateway: the cauce://host:port#key URL
 
 // Run roles until SIGTERM/SIGINT: load options, keys, nodes; start; listen; write ready file; wait;
-// drain; stop. argv: the words after the program name, beginning with the role names. Exit status.
+// drain; stop. argv: the words after the program name, beginning with the role names: "origin",
+// "origin:video-1" (that node), or "all" (every node of nodes.ini). Exit status: 0 after a signal,
+// 1 when a role cannot start, 2 for wrong options.
 int svc_main(const struct svc_role *const *roles, size_t n_roles, int argc, char **argv);
