@@ -4,6 +4,8 @@
 #include "orchestrator/internal.h"
 
 #include <pthread.h>
+#include <stdio.h>
+#include <string.h>
 
 #include "cauce/origin.rpc.h"
 
@@ -72,19 +74,21 @@ static bool is_away(enum status s)
     return s == STATUS_UNAVAILABLE || s == STATUS_DEADLINE_EXCEEDED;
 }
 
-// Called locked.
-static void learn(struct backend *b, enum status s)
+// Called locked. True: it is back.
+static bool learn(struct backend *b, enum status s)
 {
+    bool was_open = b->open;
     b->calls++;
     if (!is_away(s)) {
         b->failures_in_row = 0;
         b->open = false;
         b->answered_us = time_mono_us();
-        return;
+        return was_open;
     }
     b->failures++;
     if (++b->failures_in_row >= FAILURES_TO_OPEN)
         b->open = true;
+    return false;
 }
 
 static struct backend *find(struct backends *bs, const char *node_id)
@@ -101,9 +105,10 @@ void backends_report(struct backends *bs, const char *node_id, enum status s)
         return; // says nothing about the origin
     pthread_mutex_lock(&bs->lock);
     struct backend *b = find(bs, node_id);
-    if (b)
-        learn(b, s);
+    bool back = b && learn(b, s);
     pthread_mutex_unlock(&bs->lock);
+    if (back)
+        hub_wake(bs->o->hub, HUB_TASKS, NULL); // its tasks may be leased again
 }
 
 static void on_usage(void *ud, enum status s, Origin__UsageReply *reply, const struct err *err)
@@ -112,17 +117,21 @@ static void on_usage(void *ud, enum status s, Origin__UsageReply *reply, const s
     struct backend *b = ud;
     struct backends *bs = b->all;
     pthread_mutex_lock(&bs->lock);
-    if (s != STATUS_CANCELLED)
-        learn(b, s);
+    bool back = s != STATUS_CANCELLED && learn(b, s);
     if (s == STATUS_OK) {
         b->free_bytes = reply->free_bytes;
         b->used_bytes = reply->bytes;
     }
+    pthread_mutex_unlock(&bs->lock);
+    rpc_message_free(reply);
+    if (back)
+        hub_wake(bs->o->hub, HUB_TASKS, NULL);
+    // Only now may backends_free() go on.
+    pthread_mutex_lock(&bs->lock);
     b->asking = false;
     bs->n_asking--;
     pthread_cond_broadcast(&bs->quiet);
     pthread_mutex_unlock(&bs->lock);
-    rpc_message_free(reply);
 }
 
 static bool begin_asking(struct backend *b)
@@ -215,6 +224,19 @@ bool backends_is_open(struct backends *bs, const char *node_id)
     bool open = b && b->open;
     pthread_mutex_unlock(&bs->lock);
     return open;
+}
+
+void backends_away(struct backends *bs, char *dst, size_t size)
+{
+    dst[0] = '\0';
+    size_t len = 0;
+    pthread_mutex_lock(&bs->lock);
+    for (size_t i = 0; i < bs->n; i++) {
+        const struct backend *b = &bs->b[i];
+        if (b->open && len + strlen(b->node->id) + 2 < size)
+            len += (size_t)snprintf(dst + len, size - len, "%s%s", len ? "," : "", b->node->id);
+    }
+    pthread_mutex_unlock(&bs->lock);
 }
 
 static enum status ask(struct backends *bs, const char *node_id, struct err *err)

@@ -38,6 +38,7 @@ struct hub {
     struct list running;
     size_t n_waiters; // parked or running
     bool closing, may_end;
+    bool stopped; // the owner's own
 };
 
 static void waiter_free(struct waiter *w)
@@ -166,9 +167,9 @@ void hub_close(struct hub *h)
     pthread_mutex_unlock(&h->lock);
 }
 
-void hub_free(struct hub *h)
+void hub_stop(struct hub *h)
 {
-    if (!h)
+    if (!h || h->stopped)
         return;
     pthread_mutex_lock(&h->lock);
     h->closing = true;
@@ -176,6 +177,14 @@ void hub_free(struct hub *h)
     pthread_cond_signal(&h->changed);
     pthread_mutex_unlock(&h->lock);
     pthread_join(h->thread, NULL);
+    h->stopped = true;
+}
+
+void hub_free(struct hub *h)
+{
+    if (!h)
+        return;
+    hub_stop(h);
     pthread_cond_destroy(&h->changed);
     pthread_mutex_destroy(&h->lock);
     mem_free(h);

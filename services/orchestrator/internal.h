@@ -6,6 +6,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "cauce/common.pb-c.h"
+#include "google/protobuf/timestamp.pb-c.h"
+
 #include "base/arena.h"
 #include "base/rand.h"
 #include "db/db.h"
@@ -89,6 +92,15 @@ enum status work_serve(struct orch *o, struct rpc_server *s, struct err *err) MU
 enum status playback_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
 enum status jobs_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
 
+// Timestamp of microseconds since the epoch, as the queries give them; NULL for 0 or out of memory.
+Google__Protobuf__Timestamp *orch_timestamp(struct arena *a, int64_t us);
+ProtobufCBinaryData orch_bytes(struct arena *a, const void *p, size_t n);
+char *orch_str(struct arena *a, const char *s); // a copy; "" for NULL or out of memory
+// Columns for orch_timestamp(): 0 for NULL.
+#define ORCH_US(column) "coalesce((extract(epoch FROM " column ") * 1000000)::bigint, 0)"
+// A page of a list: how many rows, 1..200.
+int64_t orch_page_size(const Common__Page *p); // p may be NULL
+const char *orch_page_after(const Common__Page *p); // id to go on from; "" at the beginning
 struct rpc_client *orch_origin(struct orch *o, const char *node_id, struct err *err);
 const struct svc_node *orch_origin_node(const struct orch *o, const char *node_id); // or NULL
 
@@ -113,8 +125,11 @@ struct queue_task {
     int32_t first_segment, n_segments;
 };
 // Take the most urgent task; ret_found false when there is none, or the worker is in quarantine.
-enum status queue_claim(struct db *db, const char *worker, struct queue_task *ret, bool *ret_found,
-                        struct err *err) MUST_CHECK;
+//
+// away  origins that do not answer, "video-1,video-2": what needs them is left alone meanwhile, so
+//       that it does not use up its attempts
+enum status queue_claim(struct db *db, const char *worker, const char *away,
+                        struct queue_task *ret, bool *ret_found, struct err *err) MUST_CHECK;
 struct queue_progress {
     const char *task, *stage;
     int64_t fence;
@@ -235,6 +250,11 @@ void items_free(struct items *c);
 // errors  NOT_FOUND; UNAVAILABLE: not remembered and the database is away
 enum status items_get(struct items *c, const char *id, struct item *ret,
                       struct err *err) MUST_CHECK;
+// The same, once more from the database when no plan is known yet: for whoever has learned elsewhere
+// that there is one.
+// errors  FAILED_PRECONDITION: there is none
+enum status items_get_planned(struct items *c, const char *id, struct item *ret,
+                              struct err *err) MUST_CHECK;
 // Published segments [first, first + n) of a rendition into ret (n places).
 enum status items_segments(struct items *c, const char *id, const char *rendition, int32_t first,
                            int32_t n, struct item_segment *ret, struct err *err) MUST_CHECK;
@@ -257,6 +277,7 @@ size_t backends_list(struct backends *b, struct backend_info *ret, size_t max);
 const struct svc_node *backends_pick(struct backends *b, const char *kind, int64_t size,
                                      const struct svc_node *const *tried, size_t n_tried);
 bool backends_is_open(struct backends *b, const char *node_id); // known to be away
+void backends_away(struct backends *b, char *dst, size_t size);  // all of those, comma separated
 void backends_report(struct backends *b, const char *node_id, enum status s);
 // UNAVAILABLE unless the origin answers or has just done so; takes at most 1.5 s.
 enum status backends_check(struct backends *b, const char *node_id, struct err *err) MUST_CHECK;
@@ -269,8 +290,9 @@ enum hub_why { HUB_EVENT, HUB_TIMEOUT, HUB_CANCELLED, HUB_STOPPING };
 typedef bool (*hub_try_fn)(void *ud, enum hub_why why);
 struct hub;
 struct hub *hub_new(struct work_pool *pool) MUST_CHECK;
-void hub_close(struct hub *h); // HUB_STOPPING to all; later ones at once
-void hub_free(struct hub *h);  // after hub_close(); waits until all are gone
+void hub_close(struct hub *h); // HUB_STOPPING to all; later ones at once; never blocks
+void hub_stop(struct hub *h);  // waits until all are gone; hub_wake() stays allowed
+void hub_free(struct hub *h);
 // try runs soon for the first time (so that nothing that happened meanwhile is missed), then at each
 // hub_wake() of the topic (and item).
 //

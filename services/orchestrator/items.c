@@ -348,6 +348,18 @@ enum status items_get(struct items *c, const char *id, struct item *ret, struct 
     return s;
 }
 
+enum status items_get_planned(struct items *c, const char *id, struct item *ret, struct err *err)
+{
+    enum status s = items_get(c, id, ret, err);
+    if (s == STATUS_OK && !ret->plan) {
+        items_changed(c, id);
+        s = items_get(c, id, ret, err);
+    }
+    if (s == STATUS_OK && !ret->plan)
+        s = err_set(err, STATUS_FAILED_PRECONDITION, "item %s has no plan yet", id);
+    return s;
+}
+
 enum status items_segments(struct items *c, const char *id, const char *rendition, int32_t first,
                            int32_t n, struct item_segment *ret, struct err *err)
 {

@@ -45,14 +45,17 @@ static void read_task(const struct db_result *r, struct queue_task *t)
     str_copy(t->renditions, sizeof t->renditions, db_text(r, 0, 8));
 }
 
-enum status queue_claim(struct db *db, const char *worker, struct queue_task *ret, bool *ret_found,
-                        struct err *err)
+enum status queue_claim(struct db *db, const char *worker, const char *away,
+                        struct queue_task *ret, bool *ret_found, struct err *err)
 {
     static const char sql[] =
         "WITH c AS ("
-        "  SELECT id FROM orchestrator.task"
+        "  SELECT id FROM orchestrator.task a"
         "  WHERE state = 'available' AND NOT EXISTS (SELECT FROM orchestrator.worker"
         "    WHERE id = $1::text AND quarantined_until > now())"
+        "  AND target <> ALL (string_to_array($3::text, ','))"
+        "  AND (SELECT route FROM orchestrator.item i WHERE i.id = a.item)"
+        "    <> ALL (string_to_array($3::text, ','))"
         "  ORDER BY priority DESC, created, position LIMIT 1 FOR UPDATE SKIP LOCKED)"
         "UPDATE orchestrator.task t SET state = 'leased', fence = t.fence + 1,"
         "  attempts = t.attempts + 1, worker = $1::text,"
@@ -60,7 +63,8 @@ enum status queue_claim(struct db *db, const char *worker, struct queue_task *re
         "FROM c WHERE t.id = c.id RETURNING " TASK_COLUMNS;
     AUTO(db_result_free_p) struct db_result *r = NULL;
     enum status s =
-        db_query(db, sql, DB_PARAMS(DB_TEXT(worker), DB_I64(ORCH_LEASE_MS)), &r, err);
+        db_query(db, sql, DB_PARAMS(DB_TEXT(worker), DB_I64(ORCH_LEASE_MS), DB_TEXT(away)), &r,
+                 err);
     if (s != STATUS_OK)
         return err_wrap(err, s, "claim a task");
     *ret_found = db_result_n_rows(r) == 1;
