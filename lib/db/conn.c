@@ -240,9 +240,11 @@ void db_conn_close(struct db_conn *c)
 bool db_conn_is_alive(struct db_conn *c)
 {
     struct pollfd p = {.fd = PQsocket(c->pg), .events = POLLIN};
-    // An idle connection has nothing to say but goodbye (or a change of a setting).
-    if (poll(&p, 1, 0) > 0 && !PQconsumeInput(c->pg))
-        return false;
+    // An idle connection has nothing to say but goodbye (or a change of a setting): read until
+    // there is no more, so that the end behind a last message is seen.
+    while (poll(&p, 1, 0) > 0)
+        if (!PQconsumeInput(c->pg))
+            return false;
     return PQstatus(c->pg) == CONNECTION_OK && PQtransactionStatus(c->pg) == PQTRANS_IDLE;
 }
 

@@ -343,6 +343,13 @@ static void test_server_stops_and_comes_back(void **state)
     wait_call(&h);
     expect_notification(&h);
     assert_int_equal(h.n_connects, 2);
+
+    // Idle connections that died with the server are noticed before they are used.
+    assert_int_equal(db_tx(db, DB_READ_COMMITTED, hold, db, &err), STATUS_OK);
+    test_pg_stop(pg);
+    test_pg_start(pg);
+    assert_int_equal(db_tx(db, DB_READ_COMMITTED, hold, db, &err), STATUS_OK);
+    wait_call(&h);
     db_listener_free(l);
     close(h.fd);
 }
