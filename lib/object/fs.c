@@ -74,7 +74,7 @@ static enum status fs_publish(struct backend *b, const char *staged, const uint8
     if (s != STATUS_OK)
         return s;
     s = io_sync_dir(fs->io, fs->dirfd, shard, err);
-    if (s != STATUS_OK)
+    if (s != STATUS_OK && io_rename(fs->io, fs->dirfd, path, staged, NULL) != STATUS_OK)
         io_discard(fs->io, fs->dirfd, path); // not acknowledged, so better not there
     return s;
 }

@@ -148,7 +148,8 @@ struct object_file {
     int fd; // -1: the backend has none
 };
 struct backend_ops {
-    // Take the staged file, synced already; durable on OK. It may stay behind on an error.
+    // Take the staged file, synced already; durable on OK. After an error it is where it was,
+    // unless the disk refuses that as well.
     enum status (*publish)(struct backend *b, const char *staged, const uint8_t *digest,
                            struct err *err);
     enum status (*open)(struct backend *b, const uint8_t *digest, struct object_file **ret,
