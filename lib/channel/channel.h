@@ -19,7 +19,10 @@ struct chan_grant {
     int64_t not_before_s, not_after_s; // Unix seconds
     uint64_t serial;
 };
-// A signed grant: fixed binary layout, "CQG1" first, Ed25519 signature last.
+// A signed grant: fixed binary layout, "CQG1" first, Ed25519 signature last (grant.c).
+#define CHAN_GRANT_SIZE (4 + 32 + 2 + CHAN_NODE_ID_SIZE + 8 + 8 + 8 + 64)
+// errors  sign INVALID_ARGUMENT: node id, role or times are impossible; verify UNAUTHENTICATED:
+//         malformed, forged, not yet or no longer valid
 enum status chan_grant_sign(struct buf *out, const struct chan_grant *g,
                             const uint8_t operator_secret[64], struct err *err) MUST_CHECK;
 enum status chan_grant_verify(struct chan_grant *ret, const void *p, size_t n,

@@ -42,7 +42,7 @@ static struct chan_grant grant_for(const struct chan_identity *id, unsigned role
 static void set_grant(struct chan_identity *id, const struct chan_grant *g,
                       const uint8_t operator_secret[64])
 {
-    AUTO(buf_done) struct buf b;
+    AUTO(buf_done) struct buf b = {0};
     struct err err = ERR_INIT;
 
     buf_init(&b, sizeof(id->grant));
@@ -325,7 +325,7 @@ static bool in_session_field(size_t byte)
 
 static void assert_init_refused(struct world *w, uint8_t *frame, size_t n)
 {
-    AUTO(buf_done) struct buf out;
+    AUTO(buf_done) struct buf out = {0};
     struct err err = ERR_INIT;
     AUTO(chan_free_p)
     struct chan *server = chan_new_responder(BOTH_LINKS, &w->server, &w->trust, &err);
@@ -681,7 +681,7 @@ static void test_chan_garbage_is_refused_and_never_answered(void **state)
     (void)state;
     struct world w;
     struct err err = ERR_INIT;
-    AUTO(buf_done) struct buf out;
+    AUTO(buf_done) struct buf out = {0};
     uint8_t bytes[600];
     uint32_t seed = 12345;
 
@@ -737,8 +737,8 @@ static void test_chan_survives_every_failed_allocation(void **state)
 
     make_world(&w);
     for (int64_t n = 0; !done; n++) {
-        AUTO(buf_done) struct buf init;
-        AUTO(buf_done) struct buf response;
+        AUTO(buf_done) struct buf init = {0};
+        AUTO(buf_done) struct buf response = {0};
         struct err err = ERR_INIT;
         enum chan_event event = CHAN_NOTHING;
         uint8_t *data = NULL;
@@ -819,7 +819,7 @@ static void test_grant_with_bad_contents_is_not_signed(void **state)
     static const char *const ids[] = {"", "UPPER", "a b", "a/b", "\xc3\xa9"};
     struct world w;
     struct err err = ERR_INIT;
-    AUTO(buf_done) struct buf out;
+    AUTO(buf_done) struct buf out = {0};
 
     make_world(&w);
     buf_init(&out, 7 * CHAN_GRANT_SIZE);

@@ -3,8 +3,6 @@
 #include "channel/channel.h"
 #include "channel/noise.h"
 
-#define CHAN_GRANT_SIZE (4 + 32 + 2 + CHAN_NODE_ID_SIZE + 8 + 8 + 8 + 64)
-
 #define CHAN_VERSION 1
 #define CHAN_SESSION_SIZE 8
 #define CHAN_HEADER_SIZE (2 + 1 + 1 + CHAN_SESSION_SIZE)

@@ -16,7 +16,7 @@
 #include "base/mem.h"
 #include "base/str.h"
 
-#define MAX_KEY_BYTES 128
+#define MAX_KEY_BYTES 256
 #define MAX_FILE_BYTES 512
 
 static void close_p(int *fd)

@@ -256,7 +256,7 @@ static void test_paseto_too_long_is_refused(void **state)
     static char token[CRYPTO_PASETO_MAX_BYTES + 2];
     struct opener verify = {.open = crypto_paseto_verify};
     uint8_t sec[64];
-    AUTO(buf_done) struct buf out;
+    AUTO(buf_done) struct buf out = {0};
     struct err err = ERR_INIT;
 
     buf_init(&out, 1 << 20);

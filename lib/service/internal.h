@@ -1,0 +1,91 @@
+#pragma once
+// What the files of lib/service share.
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/buf.h"
+#include "service/service.h"
+
+// ---- nodes ----
+struct svc_nodes {
+    struct svc_node *all;
+    size_t n, cap;
+    uint8_t operator_key[32];
+    bool has_operator;
+    uint64_t serial_floor;
+};
+
+// ---- tokens ----
+#define SVC_KEY_ID_SIZE 52 // "k4.pid." and 44 characters
+void svc_token_key_id(char out[SVC_KEY_ID_SIZE], const uint8_t token_key[32]);
+
+// ---- one role of one node in this process ----
+#define SVC_MAX_URLS 8
+
+struct svc_clients;
+
+struct instance {
+    struct svc svc; // first: a struct svc * is an instance
+    const struct svc_role *role;
+    char section[CHAN_NODE_ID_SIZE]; // of the options file and the environment
+
+    struct cfg_option *rows; // the common ones and the role's
+    struct cfg_spec spec;
+    void *options;
+
+    struct log *log_role, *log_node; // log_node is svc.log
+    struct svc_nodes *nodes;
+    struct chan_identity identity;
+    struct chan_trust trust;
+    struct svc_clients *clients;
+    void *self; // the role's own
+    atomic_bool is_started; // self may be used
+    int64_t started_ms;
+
+    pthread_mutex_t lock; // guards what follows
+    char urls[SVC_MAX_URLS][RPC_URL_SIZE];
+    size_t n_urls;
+    char http[RPC_URL_SIZE], public_url[2 * RPC_URL_SIZE];
+};
+
+static inline struct instance *instance_of(struct svc *svc)
+{
+    return (struct instance *)(void *)svc;
+}
+
+// A role as written on the command line.
+struct role_word {
+    const struct svc_role *role;
+    char node[CHAN_NODE_ID_SIZE]; // "" when none was named
+};
+
+// ---- options.c ----
+const struct svc_options *instance_options(const struct instance *in);
+enum status instance_load_options(struct instance *in, const struct role_word *w, bool is_only,
+                                  const struct svc_role *const *all_roles, size_t n_all_roles,
+                                  int argc, char **argv, struct err *err) MUST_CHECK;
+void instance_free_options(struct instance *in);
+// The value of --name among the words, or NULL.
+const char *svc_find_option_word(int argc, char **argv, const char *name);
+enum status instance_expand_node(struct instance *in, struct err *err) MUST_CHECK;
+// The role's own --kind, where it has one.
+const char *instance_kind(const struct instance *in);
+
+// ---- instance.c ----
+enum status instance_start(struct instance *in, struct log *log, struct err *err) MUST_CHECK;
+enum status instance_listen(struct instance *in, struct err *err) MUST_CHECK;
+bool instance_is_ready(struct instance *in, char *reason, size_t reason_size);
+void instance_drain(struct instance *in);
+void instance_stop(struct instance *in, int64_t deadline_us);
+void instance_done(struct instance *in); // any state; the memory itself is the caller's
+
+// ---- clients.c ----
+struct svc_clients *svc_clients_new(struct svc *svc) MUST_CHECK;
+void svc_clients_free(struct svc_clients *c);
+
+// ---- node_service.c ----
+enum status instance_serve_node(struct instance *in, struct err *err) MUST_CHECK;
+
+// ---- ready.c ----
+enum status svc_write_ready(const char *path, struct instance *const *in, size_t n,
+                            struct err *err) MUST_CHECK;

@@ -1,0 +1,523 @@
+// nodes.ini, tokens and the merging of options; processes are tested by services/cauced_test.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/mem.h"
+#include "base/str.h"
+#include "base/time.h"
+#include "crypto/crypto.h"
+#include "service/internal.h"
+#include "support/vectors.h"
+
+// ---------------------------------------------------------------- nodes.ini
+
+static enum status load_text(const char *text, struct svc_nodes **ret, struct err *err)
+{
+    char path[] = "/tmp/cauce-nodes-XXXXXX";
+    int fd = mkstemp(path);
+
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+    close(fd);
+    enum status s = svc_nodes_load(path, ret, err);
+    unlink(path);
+    return s;
+}
+
+#define KEY_A "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE"
+#define KEY_B "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI"
+#define OPERATOR "[operator]\nkey = " KEY_B "\n"
+#define NODE(id, role, rest) "[" id "]\nrole = " role "\nurl = ipc:///x\nkey = " KEY_A "\n" rest
+
+static void test_nodes_are_read_in_order(void **state)
+{
+    (void)state;
+    AUTO(svc_nodes_free_p) struct svc_nodes *n = NULL;
+    struct err err = ERR_INIT;
+    uint8_t key_b[32];
+
+    memset(key_b, 2, sizeof(key_b));
+    assert_int_equal(load_text(OPERATOR
+                               "serial-floor = 17\n" NODE("video-1", "origin", "kind = video\n")
+                                   NODE("session-1", "session", "token-key = " KEY_B "\n")
+                                       NODE("audio-1", "origin", "kind = audio\n"),
+                               &n, &err),
+                     STATUS_OK);
+    assert_memory_equal(svc_nodes_operator(n), key_b, 32);
+    assert_int_equal(svc_nodes_serial_floor(n), 17);
+    const struct svc_node *a = svc_nodes_next(n, ROLE_NODE_ORIGIN, NULL);
+    assert_string_equal(a->id, "video-1");
+    assert_string_equal(a->kind, "video");
+    assert_string_equal(a->url, "ipc:///x");
+    assert_int_equal(a->key[31], 1);
+    a = svc_nodes_next(n, ROLE_NODE_ORIGIN, a);
+    assert_string_equal(a->id, "audio-1");
+    assert_null(svc_nodes_next(n, ROLE_NODE_ORIGIN, a));
+    assert_null(svc_nodes_next(n, ROLE_NODE_STORE, NULL));
+    a = svc_nodes_find(n, "session-1");
+    assert_true(a->has_token_key);
+    assert_memory_equal(a->token_key, key_b, 32);
+    assert_null(svc_nodes_find(n, "nobody"));
+}
+
+static void test_nodes_broken_file_is_refused_and_named(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *says;
+    } rows[] = {
+        {NODE("a", "origin", ""), "no [operator] key"},
+        {OPERATOR "[a]\nurl = ipc:///x\nkey = " KEY_A "\n", "[a] has no role"},
+        {OPERATOR "[a]\nrole = origin\nkey = " KEY_A "\n", "[a] has no url"},
+        {OPERATOR "[a]\nrole = origin\nurl = ipc:///x\n", "[a] has no key"},
+        {OPERATOR NODE("a", "emperor", ""), "[a] role"},
+        {OPERATOR NODE("a", "origin", "colour = blue\n"), "[a] colour"},
+        {OPERATOR NODE("a", "session", "token-key = AQE\n"), "[a] token-key"},
+        {OPERATOR "[a]\nurl = elsewhere\n", "[a] url"},
+        {"[operator]\nkey = short\n", "[operator] key"},
+        {OPERATOR "serial-floor = -1\n", "serial-floor"},
+    };
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
+        struct svc_nodes *n = NULL;
+        struct err err = ERR_INIT;
+        assert_int_equal(load_text(rows[i].text, &n, &err), STATUS_INVALID_ARGUMENT);
+        assert_null(n);
+        if (!strstr(err.msg, rows[i].says))
+            fail_msg("row %zu: '%s' does not say '%s'", i, err.msg, rows[i].says);
+    }
+    struct svc_nodes *n = NULL;
+    assert_int_equal(svc_nodes_load("/nonexistent/nodes.ini", &n, NULL), STATUS_NOT_FOUND);
+}
+
+static void test_role_names_round_trip(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"session", "orchestrator", "transcode", "store",
+                                        "origin",  "gateway",      "admin"};
+    for (unsigned i = 0; i < N_ELEMENTS(names); i++) {
+        assert_int_equal(svc_role_from_name(names[i]), 1U << (8 + i));
+        assert_string_equal(svc_role_name(1U << (8 + i)), names[i]);
+    }
+    assert_int_equal(svc_role_from_name("user"), 0);
+}
+
+// ---------------------------------------------------------------- tokens
+
+struct mint {
+    uint8_t session[64], store[64], stranger[64];
+    struct svc_nodes *nodes;
+    struct svc_tokens *tokens;
+};
+
+static void mint_init(struct mint *m)
+{
+    char text[2048], a[64], b[64];
+    uint8_t pub[32];
+    struct err err = ERR_INIT;
+
+    crypto_ed25519_keypair(pub, m->session);
+    str_b64(a, pub, 32);
+    crypto_ed25519_keypair(pub, m->store);
+    str_b64(b, pub, 32);
+    crypto_ed25519_keypair(pub, m->stranger);
+    snprintf(text, sizeof(text),
+             OPERATOR NODE("session-1", "session", "token-key = %s\n")
+                 NODE("store-1", "store", "token-key = %s\n"),
+             a, b);
+    m->nodes = NULL;
+    assert_int_equal(load_text(text, &m->nodes, &err), STATUS_OK);
+    m->tokens = svc_tokens_new(m->nodes);
+    assert_non_null(m->tokens);
+}
+
+static void mint_done(struct mint *m)
+{
+    svc_tokens_free(m->tokens);
+    svc_nodes_free(m->nodes);
+}
+
+static struct rpc_user a_user(void)
+{
+    return (struct rpc_user){.id = "018f2b6e-7d3a-7c11-9a55-0123456789ab",
+                             .name = "ann \"the\" \xc3\xa9",
+                             .session = "018f2b6e-7d3a-7c11-9a55-ba9876543210",
+                             .roles = ROLE_USER | ROLE_ADMIN,
+                             .exp_wall_ms = (time_wall_ms() / 1000 + 600) * 1000};
+}
+
+static struct svc_media_claims some_claims(void)
+{
+    return (struct svc_media_claims){.sub = "018f2b6e-7d3a-7c11-9a55-0123456789ab",
+                                     .item = "018f2b6e-0000-7c11-9a55-0123456789ab",
+                                     .rights = SVC_RIGHT_STREAM,
+                                     .exp_wall_ms = (time_wall_ms() / 1000 + 600) * 1000};
+}
+
+static void mint_access(struct buf *b, const uint8_t secret[64], const struct rpc_user *u)
+{
+    struct err err = ERR_INIT;
+
+    buf_init(b, 8192);
+    assert_int_equal(svc_token_mint_access(secret, u, b, &err), STATUS_OK);
+}
+
+static enum status verify_access(struct mint *m, const struct buf *token, struct rpc_user *ret)
+{
+    struct err err = ERR_INIT;
+
+    return svc_tokens_verify_access(m->tokens, buf_str(token), token->len, ret, &err);
+}
+
+static void test_access_token_round_trip(void **state)
+{
+    (void)state;
+    struct mint m;
+    struct rpc_user u = a_user(), got;
+    AUTO(buf_done) struct buf token = {0};
+
+    mint_init(&m);
+    mint_access(&token, m.session, &u);
+    assert_true(str_starts_with(buf_str(&token), "v4.public."));
+    for (int i = 0; i < 2; i++) { // the second time from the cache
+        memset(&got, 0, sizeof(got));
+        assert_int_equal(verify_access(&m, &token, &got), STATUS_OK);
+        assert_string_equal(got.id, u.id);
+        assert_string_equal(got.name, u.name);
+        assert_string_equal(got.session, u.session);
+        assert_int_equal(got.roles, u.roles);
+        assert_int_equal(got.exp_wall_ms, u.exp_wall_ms);
+    }
+    mint_done(&m);
+}
+
+static void test_media_token_round_trip(void **state)
+{
+    (void)state;
+    struct mint m;
+    struct svc_media_claims c = some_claims(), got = {0};
+    AUTO(buf_done) struct buf token = {0};
+    struct err err = ERR_INIT;
+
+    mint_init(&m);
+    buf_init(&token, 8192);
+    assert_int_equal(svc_token_mint_media(m.store, &c, &token, &err), STATUS_OK);
+    assert_int_equal(svc_tokens_verify_media(m.tokens, buf_str(&token), &got, &err), STATUS_OK);
+    assert_string_equal(got.sub, c.sub);
+    assert_string_equal(got.item, c.item);
+    assert_int_equal(got.rights, SVC_RIGHT_STREAM);
+    assert_int_equal(got.exp_wall_ms, c.exp_wall_ms);
+    mint_done(&m);
+}
+
+static void test_token_of_the_other_purpose_is_refused(void **state)
+{
+    (void)state;
+    struct mint m;
+    struct rpc_user u = a_user();
+    struct svc_media_claims c = some_claims();
+    AUTO(buf_done) struct buf access = {0};
+    AUTO(buf_done) struct buf media = {0};
+    struct err err = ERR_INIT;
+
+    mint_init(&m);
+    mint_access(&access, m.session, &u);
+    buf_init(&media, 8192);
+    assert_int_equal(svc_token_mint_media(m.store, &c, &media, &err), STATUS_OK);
+    assert_int_equal(svc_tokens_verify_media(m.tokens, buf_str(&access), &c, &err),
+                     STATUS_UNAUTHENTICATED);
+    assert_int_equal(verify_access(&m, &media, &u), STATUS_UNAUTHENTICATED);
+    mint_done(&m);
+}
+
+static void test_token_signed_by_the_wrong_node_is_refused(void **state)
+{
+    (void)state;
+    struct mint m;
+    struct rpc_user u = a_user(), got;
+    AUTO(buf_done) struct buf by_store = {0};
+    AUTO(buf_done) struct buf by_stranger = {0};
+
+    mint_init(&m);
+    mint_access(&by_store, m.store, &u); // the store mints media tokens only
+    mint_access(&by_stranger, m.stranger, &u);
+    assert_int_equal(verify_access(&m, &by_store, &got), STATUS_UNAUTHENTICATED);
+    assert_int_equal(verify_access(&m, &by_stranger, &got), STATUS_UNAUTHENTICATED);
+    mint_done(&m);
+}
+
+static void test_changed_or_cut_token_is_refused(void **state)
+{
+    (void)state;
+    struct mint m;
+    struct rpc_user u = a_user(), got;
+    AUTO(buf_done) struct buf token = {0};
+    struct err err = ERR_INIT;
+
+    mint_init(&m);
+    mint_access(&token, m.session, &u);
+    assert_int_equal(verify_access(&m, &token, &got), STATUS_OK); // it is in the cache now
+    for (size_t i = 0; i < token.len; i++) {
+        token.data[i] ^= 1;
+        assert_int_equal(verify_access(&m, &token, &got), STATUS_UNAUTHENTICATED);
+        token.data[i] ^= 1;
+        assert_int_equal(svc_tokens_verify_access(m.tokens, buf_str(&token), i, &got, &err),
+                         STATUS_UNAUTHENTICATED);
+    }
+    assert_int_equal(verify_access(&m, &token, &got), STATUS_OK);
+    mint_done(&m);
+}
+
+static void test_expired_token_is_refused_also_when_cached(void **state)
+{
+    (void)state;
+    struct mint m;
+    struct rpc_user u = a_user(), got;
+    AUTO(buf_done) struct buf old = {0};
+    AUTO(buf_done) struct buf brief = {0};
+
+    mint_init(&m);
+    u.exp_wall_ms = time_wall_ms() - 1;
+    mint_access(&old, m.session, &u);
+    assert_int_equal(verify_access(&m, &old, &got), STATUS_UNAUTHENTICATED);
+    u.exp_wall_ms = time_wall_ms() + 30;
+    mint_access(&brief, m.session, &u);
+    assert_int_equal(verify_access(&m, &brief, &got), STATUS_OK);
+    while (time_wall_ms() < u.exp_wall_ms) // until the moment itself, and not longer
+        assert_true(verify_access(&m, &brief, &got) == STATUS_OK ||
+                    time_wall_ms() >= u.exp_wall_ms);
+    assert_int_equal(verify_access(&m, &brief, &got), STATUS_UNAUTHENTICATED);
+    mint_done(&m);
+}
+
+static void test_well_signed_nonsense_is_refused(void **state)
+{
+    (void)state;
+    static const char *const claims[] = {
+        "",
+        "[]",
+        "{}",
+        "{\"sub\":\"u\",\"name\":\"n\",\"sid\":\"s\",\"roles\":[]}",                    // no exp
+        "{\"sub\":\"u\",\"name\":\"n\",\"sid\":\"s\",\"roles\":[],\"exp\":4102444800}", // not a
+                                                                                        // string
+        "{\"sub\":\"\",\"name\":\"n\",\"sid\":\"s\",\"roles\":[],\"exp\":\"2100-01-01T00:00:00Z\"}",
+        "{\"sub\":\"u\",\"name\":\"n\",\"sid\":\"s\",\"roles\":\"admin\",\"exp\":\"2100-01-01T00:"
+        "00:00Z\"}",
+        "{\"sub\":\"0123456789012345678901234567890123456789\",\"name\":\"n\",\"sid\":\"s\","
+        "\"roles\":[],\"exp\":\"2100-01-01T00:00:00Z\"}",
+    };
+    static const char good[] = "{\"sub\":\"u\",\"name\":\"n\",\"sid\":\"s\",\"roles\":[\"user\","
+                               "\"emperor\"],\"exp\":\"2100-01-01T00:00:00Z\"}";
+    struct mint m;
+    struct rpc_user got;
+    struct err err = ERR_INIT;
+    char id[SVC_KEY_ID_SIZE], footer[100];
+
+    mint_init(&m);
+    svc_token_key_id(id, m.session + 32);
+    snprintf(footer, sizeof(footer), "{\"kid\":\"%s\"}", id);
+    for (size_t i = 0; i <= N_ELEMENTS(claims); i++) {
+        const char *c = i < N_ELEMENTS(claims) ? claims[i] : good;
+        AUTO(buf_done) struct buf token = {0};
+        buf_init(&token, 8192);
+        assert_int_equal(
+            crypto_paseto_sign(&token, m.session, c, strlen(c), footer, "cauce-access/1", &err),
+            STATUS_OK);
+        assert_int_equal(verify_access(&m, &token, &got),
+                         c == good ? STATUS_OK : STATUS_UNAUTHENTICATED);
+    }
+    assert_int_equal(got.roles, ROLE_USER); // an unknown role grants nothing
+    mint_done(&m);
+}
+
+static void test_cache_stays_bounded_and_right(void **state)
+{
+    (void)state;
+    struct mint m;
+    struct rpc_user u = a_user(), got;
+
+    mint_init(&m);
+    for (int round = 0; round < 3000; round++) {
+        AUTO(buf_done) struct buf token = {0};
+        snprintf(u.name, sizeof(u.name), "user %d", round);
+        mint_access(&token, m.session, &u);
+        assert_int_equal(verify_access(&m, &token, &got), STATUS_OK);
+        assert_string_equal(got.name, u.name);
+    }
+    mint_done(&m);
+}
+
+static void test_key_ids_are_paserk(void **state)
+{
+    (void)state;
+    struct vectors *all = vectors_open("paseto_k4.pid.json", "tests");
+    uint8_t key[32];
+    char id[SVC_KEY_ID_SIZE];
+    size_t n = 0;
+
+    if (!all)
+        skip();
+    for (size_t i = 0; i < vectors_n(all); i++) {
+        const struct vector *v = vectors_at(all, i);
+        if (vector_bool(v, "expect-fail") || vector_hex(v, "key", key, sizeof(key)) != 32)
+            continue;
+        svc_token_key_id(id, key);
+        assert_string_equal(id, vector_str(v, "paserk"));
+        n++;
+    }
+    vectors_close(all);
+    assert_true(n >= 3);
+}
+
+// ---------------------------------------------------------------- options
+
+struct demo_options {
+    struct svc_options common;
+    char *data, *kind;
+    bool loud;
+};
+#define DEMO(field) offsetof(struct demo_options, field)
+static const struct cfg_option demo_rows[] = {
+    {"data", CFG_STRING, DEMO(data), NULL, 0, 0, "where"},
+    {"kind", CFG_STRING, DEMO(kind), "video", 0, 0, "what"},
+    {"loud", CFG_BOOL, DEMO(loud), NULL, 0, 0, "how"},
+};
+static const struct svc_role demo_role = {
+    .name = "origin",
+    .role = ROLE_NODE_ORIGIN,
+    .spec = {.section = "origin",
+             .usage = "demo",
+             .options = demo_rows,
+             .n_options = N_ELEMENTS(demo_rows)},
+    .options_size = sizeof(struct demo_options),
+};
+static const struct svc_role bare_role = {
+    .name = "store",
+    .role = ROLE_NODE_STORE,
+    .spec = {.section = "store", .usage = "bare"},
+    .options_size = sizeof(struct svc_options),
+};
+static const struct svc_role *const both[] = {&demo_role, &bare_role};
+
+static enum status load(struct instance *in, const struct svc_role *role, const char *node,
+                        bool only, const char *const *words, struct err *err)
+{
+    char *argv[16] = {NULL};
+    int argc = 0;
+    struct role_word w = {.role = role};
+
+    for (; words[argc]; argc++)
+        argv[argc] = (char *)(uintptr_t)words[argc];
+    snprintf(w.node, sizeof(w.node), "%s", node);
+    memset(in, 0, sizeof(*in));
+    return instance_load_options(in, &w, only, both, N_ELEMENTS(both), argc, argv, err);
+}
+
+static void test_options_of_one_role(void **state)
+{
+    (void)state;
+    struct instance in;
+    struct err err = ERR_INIT;
+    const char *const words[] = {"--threads=3", "--data",   "/srv", "--no-loud", "--listen",
+                                 "a",           "--listen", "b",    NULL};
+
+    assert_int_equal(load(&in, &demo_role, "", true, words, &err), STATUS_OK);
+    const struct demo_options *o = in.options;
+    assert_int_equal(o->common.threads, 3);
+    assert_int_equal(o->common.drain_ms, 3000);
+    assert_string_equal(o->common.log_level, "info");
+    assert_string_equal(o->common.listen[1], "b");
+    assert_string_equal(o->data, "/srv");
+    assert_string_equal(instance_kind(&in), "video");
+    instance_free_options(&in);
+    const char *const wrong[] = {"--colour", "blue", NULL};
+    assert_int_equal(load(&in, &demo_role, "", true, wrong, &err), STATUS_INVALID_ARGUMENT);
+    instance_free_options(&in);
+}
+
+static void test_options_of_several_roles_go_where_they_are_known(void **state)
+{
+    (void)state;
+    struct instance in;
+    struct err err = ERR_INIT;
+    const char *const words[] = {"--data", "/srv/{node}", "--loud", "--threads", "5", NULL};
+    const char *const wrong[] = {"--data", "/srv", "--colour", "blue", NULL};
+
+    assert_int_equal(load(&in, &bare_role, "store-7", false, words, &err), STATUS_OK);
+    assert_int_equal(instance_options(&in)->threads, 5);
+    assert_string_equal(instance_options(&in)->node, "store-7");
+    assert_null(instance_kind(&in));
+    instance_free_options(&in);
+
+    assert_int_equal(load(&in, &demo_role, "video-1", false, words, &err), STATUS_OK);
+    const struct svc_node self = {.id = "video-1"};
+    in.svc.self = &self;
+    assert_int_equal(instance_expand_node(&in, &err), STATUS_OK);
+    const struct demo_options *o = in.options;
+    assert_string_equal(o->data, "/srv/video-1");
+    assert_true(o->loud);
+    instance_free_options(&in);
+
+    assert_int_equal(load(&in, &bare_role, "", false, wrong, &err), STATUS_INVALID_ARGUMENT);
+    instance_free_options(&in);
+    const char *const other_node[] = {"--node", "a", NULL};
+    assert_int_equal(load(&in, &bare_role, "b", true, other_node, &err), STATUS_INVALID_ARGUMENT);
+    instance_free_options(&in);
+}
+
+static void test_options_file_has_a_section_per_named_node(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/cauce-options-XXXXXX";
+    static const char text[] = "[origin]\ndata = /role\n[video-1]\ndata = /node\n";
+    int fd = mkstemp(path);
+    struct instance in;
+    struct err err = ERR_INIT;
+    const char *const words[] = {"--config", path, NULL};
+
+    assert_int_equal(write(fd, text, sizeof(text) - 1), sizeof(text) - 1);
+    close(fd);
+    assert_int_equal(load(&in, &demo_role, "", true, words, &err), STATUS_OK);
+    assert_string_equal(((struct demo_options *)in.options)->data, "/role");
+    instance_free_options(&in);
+    assert_int_equal(load(&in, &demo_role, "video-1", true, words, &err), STATUS_OK);
+    assert_string_equal(((struct demo_options *)in.options)->data, "/node");
+    instance_free_options(&in);
+    unlink(path);
+}
+
+static int start(void **state)
+{
+    (void)state;
+    struct err err = ERR_INIT;
+
+    return crypto_init(&err) == STATUS_OK ? 0 : -1;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_nodes_are_read_in_order),
+        cmocka_unit_test(test_nodes_broken_file_is_refused_and_named),
+        cmocka_unit_test(test_role_names_round_trip),
+        cmocka_unit_test(test_access_token_round_trip),
+        cmocka_unit_test(test_media_token_round_trip),
+        cmocka_unit_test(test_token_of_the_other_purpose_is_refused),
+        cmocka_unit_test(test_token_signed_by_the_wrong_node_is_refused),
+        cmocka_unit_test(test_changed_or_cut_token_is_refused),
+        cmocka_unit_test(test_expired_token_is_refused_also_when_cached),
+        cmocka_unit_test(test_well_signed_nonsense_is_refused),
+        cmocka_unit_test(test_cache_stays_bounded_and_right),
+        cmocka_unit_test(test_key_ids_are_paserk),
+        cmocka_unit_test(test_options_of_one_role),
+        cmocka_unit_test(test_options_of_several_roles_go_where_they_are_known),
+        cmocka_unit_test(test_options_file_has_a_section_per_named_node),
+    };
+
+    return cmocka_run_group_tests(tests, start, NULL);
+}
