@@ -70,6 +70,7 @@ static inline void rpc_message_free_p(void *pp)
 
 struct rpc_server;
 struct rpc_call;
+struct transport_ops; // rpc/transport.h
 
 // A token's owner, as a verifier found it.
 struct rpc_user {
@@ -95,8 +96,10 @@ struct rpc_server_opts {
     void *verify_ud;
     rpc_grant_ok_fn grant_ok; // NULL: expiry only
     void *grant_ok_ud;
-    unsigned max_calls_per_conn; // 0 = 128
+    unsigned max_calls_per_conn; // 0 = 128 on client links, 4096 between services
     unsigned n_io_threads;       // 0 = 2
+    int64_t ping_after_ms;       // silence before a PING, twice that ends the connection; 0 = 10000
+    const struct transport_ops *transport; // NULL: nng
 };
 struct rpc_server *rpc_server_new(const struct rpc_server_opts *o, struct err *err) MUST_CHECK;
 
@@ -122,6 +125,7 @@ enum status rpc_server_add(struct rpc_server *s, const struct rpc_service *svc,
 // mark that makes node roles not count. Frames are passed on without being decoded; credit is
 // coupled (WIRE.md Forwarding).
 struct rpc_client;
+// Runs on the I/O strand: must not block.
 typedef enum status (*rpc_route_fn)(void *ud, const struct rpc_method *m, const char *route,
                                     struct rpc_client **ret_client, struct err *err);
 // known  table of all methods that may be forwarded (the gateway's view of every proto)
@@ -156,6 +160,7 @@ rpc_call_peer(const struct rpc_call *c); // node role and id, or an anonymous cl
 const char *rpc_call_idempotency_key(const struct rpc_call *c); // "" when none
 const char *rpc_call_route(const struct rpc_call *c);
 bool rpc_call_is_forwarded(const struct rpc_call *c);
+void rpc_call_retry_after(struct rpc_call *c, int64_t ms); // goes with a status other than OK
 
 // Streams. The handler's return value is the call's status; a written message is packed at once.
 // write blocks for credit; errors: CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (connection gone)
@@ -193,6 +198,8 @@ struct rpc_client_opts {
     size_t n_endpoints;
     int64_t connect_timeout_ms; // 0 = 5000
     struct work_pool *pool;     // runs completion callbacks; NULL: a small one of its own
+    int64_t ping_after_ms;      // as in rpc_server_opts
+    const struct transport_ops *transport; // NULL: nng
 };
 // Dials in the background and reconnects with backoff and jitter for ever. A call waits for a
 // connection until its deadline, but at most connect_timeout_ms, then fails UNAVAILABLE.
@@ -216,6 +223,7 @@ struct rpc_opts {
     struct cancel *cancel;       // or NULL
     bool fail_fast;              // do not wait for a connection
     unsigned max_attempts; // 0 = 3 for idempotent methods, else 1; only UNAVAILABLE is retried
+    int64_t *ret_retry_after_ms; // rpc_unary(): set when it fails and the server said when to retry
 };
 
 // Untyped calls: the generated stubs are thin wrappers of these. *ret is freed with
@@ -224,6 +232,7 @@ enum status rpc_unary(struct rpc_client *c, const struct rpc_method *m, const st
                       const ProtobufCMessage *req, ProtobufCMessage **ret,
                       struct err *err) MUST_CHECK;
 // done runs exactly once, on a pool thread; reply is owned by the callee (NULL unless OK).
+// Completions of one client run one after another: they must not wait for each other.
 typedef void (*rpc_done_fn)(void *ud, enum status s, ProtobufCMessage *reply,
                             const struct err *err);
 void rpc_unary_async(struct rpc_client *c, const struct rpc_method *m, const struct rpc_opts *o,

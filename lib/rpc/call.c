@@ -1,0 +1,576 @@
+// A call as the server sees it: from OPEN over the role check and the handler to STATUS.
+#include <stdio.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/rand.h"
+#include "base/str.h"
+#include "base/time.h"
+#include "rpc/internal.h"
+
+#define ARENA_MAX (64U << 20)
+#define STACK_MESSAGE 4096
+#define USER_ROLES (ROLE_USER | ROLE_CREATOR | ROLE_ADMIN)
+
+static struct rpc_call *of(struct flow *f)
+{
+    return list_entry(f, struct rpc_call, flow);
+}
+
+struct rpc_call *call_ref(struct rpc_call *c)
+{
+    atomic_fetch_add(&c->refs, 1);
+    return c;
+}
+
+void call_unref(struct rpc_call *c)
+{
+    if (!c || atomic_fetch_sub(&c->refs, 1) != 1)
+        return;
+    struct rpc_server *s = c->server;
+    struct conn *conn = c->flow.conn;
+    if (conn && !c->finished) { // it ended before a handler began
+        conn_lock(conn);
+        conn_call_closed(conn);
+        conn_unlock(conn);
+    }
+    proxy_free(c->proxy);
+    rpc_message_free(c->req);
+    rpc_message_free(c->read_msg);
+    arena_free(c->arena);
+    cancel_unref(c->cancel);
+    token_unref(c->token);
+    flow_done(&c->flow);
+    mem_free(c);
+    server_call_gone(s);
+}
+
+// ---------------------------------------------------------------- who may call
+
+static unsigned node_roles(const struct rpc_call *c)
+{
+    const struct chan_peer *p = chan_peer(c->flow.conn->chan);
+    const struct rpc_server_opts *o = &c->server->o;
+    if (c->forwarded || !p || p->link != CHAN_LINK_SERVICE || !p->has_grant)
+        return 0;
+    if (p->grant.not_after_s <= time_wall_ms() / 1000 ||
+        (o->grant_ok && !o->grant_ok(o->grant_ok_ud, p)))
+        return 0;
+    return p->grant.role < 31 ? 1U << p->grant.role : 0;
+}
+
+static bool grant_is_good(const struct rpc_call *c)
+{
+    const struct chan_peer *p = chan_peer(c->flow.conn->chan);
+    const struct rpc_server_opts *o = &c->server->o;
+    if (!p || p->link != CHAN_LINK_SERVICE)
+        return true;
+    return p->has_grant && p->grant.not_after_s > time_wall_ms() / 1000 &&
+           (!o->grant_ok || o->grant_ok(o->grant_ok_ud, p));
+}
+
+enum status call_authorise(struct rpc_call *c, struct err *err)
+{
+    const struct rpc_method *m = c->entry->m;
+    if (!grant_is_good(c))
+        return err_set(err, STATUS_PERMISSION_DENIED,
+                       "the node's grant has expired or was revoked");
+    unsigned have = ROLE_ANON | node_roles(c);
+    if (c->token) {
+        enum status s = token_verify(c->server->tokens, c->token, err);
+        if (s != STATUS_OK)
+            return s;
+        have |= ROLE_USER | (c->token->user.roles & USER_ROLES);
+        if (have & ROLE_ADMIN)
+            have |= USER_ROLES;
+    }
+    c->authorised = true;
+    if (m->allow & have)
+        return STATUS_OK;
+    if (!c->token && (m->allow & USER_ROLES))
+        return err_set(err, STATUS_UNAUTHENTICATED, "%s needs an access token: sign in first",
+                       m->name);
+    return err_set(err, STATUS_PERMISSION_DENIED, "%s: the caller's role does not allow it",
+                   m->name);
+}
+
+// ---------------------------------------------------------------- the answer
+
+static void mask_internal(struct rpc_call *c, struct frame_status *st, const struct err *err)
+{
+    char id[UUID_SIZE];
+    rand_uuid7(id);
+    log_error(c->server->o.log, "rpc_internal_error", F_STR("method", c->entry->m->name),
+              F_STR("request", id), F_STR("error", err ? err->msg : ""));
+    snprintf(st->msg, sizeof st->msg, "internal error, request %s", id);
+}
+
+// Pack a message and queue it. False: too large or out of memory.
+static bool push_message(struct rpc_call *c, const ProtobufCMessage *msg, bool half)
+{
+    size_t n = protobuf_c_message_get_packed_size(msg);
+    if (n > RPC_MAX_MESSAGE_BYTES)
+        return false;
+    uint8_t stack[STACK_MESSAGE];
+    struct conn *conn = c->flow.conn;
+    if (n <= sizeof stack && half) {
+        protobuf_c_message_pack(msg, stack);
+        conn_lock(conn);
+        if (flow_push_small(&c->flow, stack, n, false))
+            return true; // the caller finishes under the lock
+        conn_unlock(conn);
+    }
+    struct chunk *ch = chunk_new(n);
+    if (!ch)
+        return false;
+    protobuf_c_message_pack(msg, ch->data);
+    ch->last = true;
+    conn_lock(conn);
+    flow_push(&c->flow, ch);
+    return true;
+}
+
+static void finish_locked(struct rpc_call *c, const struct frame_status *st)
+{
+    struct conn *conn = c->flow.conn;
+    c->finished = true;
+    flow_finish(&c->flow, st);
+    conn_unlock(conn);
+}
+
+void call_answer(struct rpc_call *c, enum status s, const ProtobufCMessage *reply,
+                 const struct err *err)
+{
+    struct rpc_server *srv = c->server;
+    struct frame_status st = {.code = s};
+    bool failed = s != STATUS_OK;
+    if (failed) {
+        st.retry_after_ms = c->retry_after_ms;
+        if (s == STATUS_INTERNAL)
+            mask_internal(c, &st, err);
+        else if (err)
+            str_copy(st.msg, sizeof st.msg, err->msg);
+        log_debug(srv->o.log, "rpc_call_failed", F_STR("method", c->entry->m->name),
+                  F_STR("status", status_name(s)), F_STR("error", st.msg));
+        pthread_mutex_lock(&srv->lock);
+        srv->stats.n_failed++;
+        pthread_mutex_unlock(&srv->lock);
+    }
+    if (!failed && reply) {
+        if (push_message(c, reply, true)) {
+            finish_locked(c, &st);
+            return;
+        }
+        st = (struct frame_status){.code = STATUS_RESOURCE_EXHAUSTED,
+                                   .msg = "the reply is too large"};
+    }
+    conn_lock(c->flow.conn);
+    finish_locked(c, &st);
+}
+
+// ---------------------------------------------------------------- running a handler
+
+static bool takes_request(const struct rpc_method *m)
+{
+    return m->kind == RPC_UNARY || m->kind == RPC_SERVER_STREAM;
+}
+static bool gives_reply(const struct rpc_method *m)
+{
+    return m->kind == RPC_UNARY || m->kind == RPC_CLIENT_STREAM;
+}
+
+static enum status take_request(struct rpc_call *c, struct err *err)
+{
+    struct conn *conn = c->flow.conn;
+    conn_lock(conn);
+    struct rx_msg *m = flow_take(&c->flow);
+    conn_unlock(conn);
+    if (!m)
+        return err_set(err, STATUS_CANCELLED, "the call ended before it began");
+    enum status s = rpc_message_unpack(c->entry->m->request, m->data, m->n, &c->req, err);
+    mem_free(m);
+    return s;
+}
+
+static enum status run_handler(struct rpc_call *c, ProtobufCMessage **ret_reply, struct err *err)
+{
+    const struct rpc_method *m = c->entry->m;
+    enum status s = c->authorised ? STATUS_OK : call_authorise(c, err);
+    if (s != STATUS_OK)
+        return s;
+    if (takes_request(m))
+        s = take_request(c, err);
+    if (s != STATUS_OK)
+        return s;
+    if (gives_reply(m)) {
+        struct arena *a = rpc_call_arena(c);
+        *ret_reply = a ? arena_alloc(a, m->reply->sizeof_message) : NULL;
+        if (!*ret_reply)
+            return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
+        protobuf_c_message_init(m->reply, *ret_reply);
+    }
+    return c->entry->thunk(c, c->entry->handler, c->req, *ret_reply, err);
+}
+
+// Owns one reference of the call.
+static void run(void *ud)
+{
+    struct rpc_call *c = ud;
+    struct err err = ERR_INIT;
+    ProtobufCMessage *reply = NULL;
+    enum status s = run_handler(c, &reply, &err);
+    if (!c->deferred)
+        call_answer(c, s, s == STATUS_OK ? reply : NULL, &err);
+    call_unref(c);
+}
+
+static void start(struct rpc_call *c)
+{
+    // A verified token needs no thread to wait on.
+    struct err err = ERR_INIT;
+    if (!c->token || token_is_fresh(c->token) || c->token->is_verified) {
+        enum status s = call_authorise(c, &err);
+        if (s != STATUS_OK) {
+            call_answer(c, s, NULL, &err);
+            return;
+        }
+    }
+    call_ref(c);
+    if (c->entry->m->run_inline && c->authorised) {
+        run(c);
+        return;
+    }
+    if (work_pool_submit(c->server->o.pool, run, c))
+        return;
+    call_unref(c);
+    c->retry_after_ms = 1000;
+    err_set(&err, STATUS_RESOURCE_EXHAUSTED, "the server is overloaded: try again later");
+    call_answer(c, STATUS_RESOURCE_EXHAUSTED, NULL, &err);
+}
+
+// ---------------------------------------------------------------- events
+
+static void run_writable(void *ud)
+{
+    struct rpc_call *c = ud;
+    struct conn *conn = c->flow.conn;
+    conn_lock(conn);
+    for (;;) {
+        void (*fn)(void *) = c->finished ? NULL : c->writable;
+        void *fn_ud = c->writable_ud;
+        if (!fn || !c->writable_again)
+            break;
+        c->writable_again = false;
+        c->writable_thread = pthread_self();
+        conn_unlock(conn);
+        fn(fn_ud);
+        conn_lock(conn);
+    }
+    c->writable_running = false;
+    flow_post(&c->flow, 0); // wakes rpc_call_finish()
+    conn_unlock(conn);
+    call_unref(c);
+}
+
+static void schedule_writable(struct rpc_call *c)
+{
+    struct conn *conn = c->flow.conn;
+    conn_lock(conn);
+    bool go = c->writable && !c->finished && !c->writable_running;
+    c->writable_again = true;
+    c->writable_running |= go;
+    conn_unlock(conn);
+    if (!go)
+        return;
+    call_ref(c);
+    if (work_pool_submit(c->server->o.pool, run_writable, c))
+        return;
+    conn_lock(conn);
+    c->writable_running = false;
+    conn_unlock(conn);
+    call_unref(c);
+}
+
+static void fire_cancel(struct rpc_call *c)
+{
+    struct conn *conn = c->flow.conn;
+    conn_lock(conn);
+    struct cancel *cancel = c->cancel ? cancel_ref(c->cancel) : NULL;
+    conn_unlock(conn);
+    if (!cancel)
+        return;
+    cancel_fire(cancel);
+    cancel_unref(cancel);
+}
+
+static void on_event(struct flow *f, unsigned events)
+{
+    struct rpc_call *c = of(f);
+    if (c->proxy) {
+        if (events & FLOW_REQUEST)
+            proxy_start(c);
+        proxy_event(c, events);
+        return;
+    }
+    if (events & FLOW_REQUEST)
+        start(c);
+    if (events & FLOW_ENDED)
+        fire_cancel(c);
+    if (events & (FLOW_ENDED | FLOW_WRITABLE) && c->deferred)
+        schedule_writable(c);
+}
+static void on_ref(struct flow *f)
+{
+    call_ref(of(f));
+}
+static void on_unref(struct flow *f)
+{
+    call_unref(of(f));
+}
+static const struct flow_ops call_ops = {.event = on_event, .ref = on_ref, .unref = on_unref};
+
+static struct rpc_call *call_new(struct rpc_server *s, const struct method_entry *e,
+                                 const struct frame_open *o)
+{
+    struct rpc_call *c = mem_alloc(sizeof *c);
+    if (!c)
+        return NULL;
+    flow_init(&c->flow, &call_ops);
+    c->refs = 1;
+    c->server = s;
+    c->entry = e;
+    c->forwarded = o->flags & FRAME_OPEN_FORWARDED;
+    c->deadline_us = TIME_NEVER;
+    str_copy(c->route, sizeof c->route, o->route);
+    str_copy(c->key, sizeof c->key, o->key);
+    if (o->deadline_ms)
+        c->deadline_us = time_deadline_in_ms((int64_t)o->deadline_ms);
+    c->flow.deadline_us = c->deadline_us;
+    return c;
+}
+
+void call_open(struct rpc_server *s, struct conn *conn, uint32_t id, const struct frame_open *o)
+{
+    struct method_entry *e = server_method(s, o->method);
+    bool routed = e && !e->thunk && s->route && (e->m->allow & (ROLE_ANON | USER_ROLES));
+    bool bad_slot = o->slot && (o->slot > conn->n_slots || !conn->slots[o->slot - 1]);
+    const char *refusal = NULL;
+    enum status code = STATUS_UNIMPLEMENTED;
+    if (s->is_closing || conn->draining) {
+        code = STATUS_UNAVAILABLE;
+        refusal = "the server is shutting down";
+    } else if (conn->n_calls >= server_max_calls(s, conn)) {
+        code = STATUS_RESOURCE_EXHAUSTED;
+        refusal = "too many calls are open on this connection";
+    } else if (bad_slot) {
+        code = STATUS_UNAUTHENTICATED;
+        refusal = "the call names a token that was not sent";
+    } else if (!e) {
+        refusal = "no such method here";
+    } else if (e->thunk ? !e->handler : !s->route) {
+        refusal = "not implemented here";
+    } else if (!e->thunk && !routed) {
+        code = STATUS_PERMISSION_DENIED;
+        refusal = "not reachable for clients";
+    }
+    struct rpc_call *c = refusal ? NULL : call_new(s, e, o);
+    if (c && routed && !(c->proxy = proxy_new(c))) {
+        flow_done(&c->flow);
+        mem_free(c);
+        c = NULL;
+    }
+    if (!c) {
+        conn_refuse(conn, id, refusal ? code : STATUS_RESOURCE_EXHAUSTED,
+                    refusal ? refusal : "out of memory");
+        return;
+    }
+    if (o->slot)
+        c->token = token_ref(conn->slots[o->slot - 1]);
+    c->flow.urgent = e->m->kind == RPC_UNARY;
+    c->flow.is_unary_in = takes_request(e->m) && !routed;
+    c->flow.raw = routed;
+    pthread_mutex_lock(&s->lock);
+    s->n_live++;
+    s->stats.n_calls++;
+    pthread_mutex_unlock(&s->lock);
+    conn->n_calls++;
+    if (!flow_add(conn, &c->flow, id)) {
+        conn_kill(conn, "call id in use");
+        call_unref(c);
+        return;
+    }
+    if (routed || !takes_request(e->m))
+        flow_post(&c->flow, FLOW_REQUEST);
+    // The creator's reference now belongs to whoever answers: dropped by finish.
+    atomic_fetch_sub(&c->refs, 1);
+}
+
+// ---------------------------------------------------------------- inside a handler
+
+void *rpc_call_self(struct rpc_call *c)
+{
+    return c->entry->self;
+}
+
+struct arena *rpc_call_arena(struct rpc_call *c)
+{
+    if (!c->arena)
+        c->arena = arena_new(ARENA_MAX);
+    return c->arena;
+}
+
+int64_t rpc_call_deadline_us(const struct rpc_call *c)
+{
+    return c->deadline_us;
+}
+
+struct cancel *rpc_call_cancel(struct rpc_call *c)
+{
+    struct conn *conn = c->flow.conn;
+    conn_lock(conn);
+    if (!c->cancel)
+        c->cancel = cancel_new(NULL);
+    struct cancel *k = c->cancel;
+    bool fired = c->flow.status.code != STATUS_OK;
+    conn_unlock(conn);
+    if (k && fired)
+        cancel_fire(k);
+    return k;
+}
+
+struct log *rpc_call_log(struct rpc_call *c)
+{
+    return c->server->o.log;
+}
+const struct rpc_method *rpc_call_method(const struct rpc_call *c)
+{
+    return c->entry->m;
+}
+const struct rpc_user *rpc_call_user(const struct rpc_call *c)
+{
+    return c->token ? &c->token->user : NULL;
+}
+const char *rpc_call_token(const struct rpc_call *c)
+{
+    return c->token ? c->token->text : NULL;
+}
+const struct chan_peer *rpc_call_peer(const struct rpc_call *c)
+{
+    return chan_peer(c->flow.conn->chan);
+}
+const char *rpc_call_idempotency_key(const struct rpc_call *c)
+{
+    return c->key;
+}
+const char *rpc_call_route(const struct rpc_call *c)
+{
+    return c->route;
+}
+bool rpc_call_is_forwarded(const struct rpc_call *c)
+{
+    return c->forwarded;
+}
+void rpc_call_retry_after(struct rpc_call *c, int64_t ms)
+{
+    c->retry_after_ms = ms;
+}
+
+enum status rpc_call_write(struct rpc_call *c, const ProtobufCMessage *msg, struct err *err)
+{
+    size_t n = protobuf_c_message_get_packed_size(msg);
+    if (n > RPC_MAX_MESSAGE_BYTES)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "a message of %zu bytes is too large", n);
+    struct chunk *ch = chunk_new(n);
+    if (!ch)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
+    protobuf_c_message_pack(msg, ch->data);
+    ch->last = true;
+    struct conn *conn = c->flow.conn;
+    struct frame_status st = {.code = STATUS_OK};
+    conn_lock(conn);
+    while (c->flow.status.code == STATUS_OK && !flow_can_write(&c->flow))
+        flow_wait(&c->flow, TIME_NEVER); // the deadline ends it through the clock
+    st = c->flow.status;
+    if (st.code == STATUS_OK)
+        flow_push(&c->flow, ch);
+    conn_unlock(conn);
+    if (st.code != STATUS_OK)
+        mem_free(ch);
+    return err_from_status(err, &st);
+}
+
+enum status rpc_call_read(struct rpc_call *c, ProtobufCMessage **ret, struct err *err)
+{
+    struct conn *conn = c->flow.conn;
+    struct rx_msg *m = NULL;
+    struct frame_status st = {.code = STATUS_OK};
+    conn_lock(conn);
+    for (;;) {
+        st = c->flow.status;
+        if (st.code != STATUS_OK || (m = flow_take(&c->flow)) || c->flow.rx_half)
+            break;
+        flow_wait(&c->flow, TIME_NEVER);
+    }
+    conn_unlock(conn);
+    if (st.code != STATUS_OK)
+        return err_from_status(err, &st);
+    rpc_message_free(c->read_msg);
+    c->read_msg = NULL;
+    *ret = NULL;
+    if (!m)
+        return STATUS_OK;
+    enum status s = rpc_message_unpack(c->entry->m->request, m->data, m->n, &c->read_msg, err);
+    mem_free(m);
+    *ret = c->read_msg;
+    return s;
+}
+
+void rpc_call_defer(struct rpc_call *c)
+{
+    call_ref(c);
+    c->deferred = true;
+}
+
+void rpc_call_finish(struct rpc_call *c, enum status s, const ProtobufCMessage *reply,
+                     const struct err *err)
+{
+    struct conn *conn = c->flow.conn;
+    conn_lock(conn);
+    c->writable = NULL;
+    while (c->writable_running && !pthread_equal(c->writable_thread, pthread_self()))
+        flow_wait(&c->flow, TIME_NEVER);
+    conn_unlock(conn);
+    call_answer(c, s, s == STATUS_OK && gives_reply(c->entry->m) ? reply : NULL, err);
+    call_unref(c);
+}
+
+bool rpc_call_try_write(struct rpc_call *c, const ProtobufCMessage *msg)
+{
+    size_t n = protobuf_c_message_get_packed_size(msg);
+    struct conn *conn = c->flow.conn;
+    conn_lock(conn);
+    bool can = n <= RPC_MAX_MESSAGE_BYTES && c->flow.status.code == STATUS_OK &&
+               flow_can_write(&c->flow);
+    conn_unlock(conn);
+    struct chunk *ch = can ? chunk_new(n) : NULL;
+    if (!ch)
+        return false;
+    protobuf_c_message_pack(msg, ch->data);
+    ch->last = true;
+    conn_lock(conn);
+    flow_push(&c->flow, ch);
+    conn_unlock(conn);
+    return true;
+}
+
+void rpc_call_on_writable(struct rpc_call *c, void (*fn)(void *ud), void *ud)
+{
+    struct conn *conn = c->flow.conn;
+    conn_lock(conn);
+    c->writable = fn;
+    c->writable_ud = ud;
+    bool now = flow_can_write(&c->flow) || c->flow.status.code != STATUS_OK;
+    conn_unlock(conn);
+    if (now)
+        schedule_writable(c);
+}

@@ -1,0 +1,713 @@
+// A client: one link per endpoint, each a socket that dials for ever and the connection it has at
+// the moment.
+//
+// A link's life is run by the client's clock thread: pipes come and go on nng's threads, which only
+// note it and wake the clock. It takes back what the dead connection still had in nng before the new
+// one says its first word, or that would arrive first.
+#include <errno.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/str.h"
+#include "base/time.h"
+#include "rpc/internal.h"
+
+#define DEFAULT_CONNECT_MS 5000
+#define DRAIN_LOOK_US 50000
+
+// ---------------------------------------------------------------- connection's callbacks
+
+static struct link *link_of(struct conn *c)
+{
+    return c->ud;
+}
+
+static void owner_open(struct conn *c, uint32_t id, const struct frame_open *o)
+{
+    (void)id;
+    (void)o;
+    conn_kill(c, "OPEN from a server");
+}
+static bool owner_auth(struct conn *c, uint32_t slot, const void *token, size_t n)
+{
+    (void)c;
+    (void)slot;
+    (void)token;
+    (void)n;
+    return false;
+}
+
+static bool role_fits(const struct conn *c, const struct rpc_client *cl)
+{
+    const struct chan_peer *p = chan_peer(c->chan);
+    if (!cl->o.expect_role)
+        return true;
+    return p && p->has_grant && p->grant.role < 31 &&
+           (1U << p->grant.role & cl->o.expect_role) != 0;
+}
+
+static void owner_ready(struct conn *c)
+{
+    struct link *l = link_of(c);
+    struct rpc_client *cl = l->client;
+    if (!role_fits(c, cl)) {
+        conn_kill(c, "the server's grant is for another role");
+        return;
+    }
+    pthread_mutex_lock(&cl->lock);
+    if (!l->draining)
+        l->live = conn_ref(c);
+    cl->stats.n_connects++;
+    pthread_cond_broadcast(&cl->cond);
+    pthread_mutex_unlock(&cl->lock);
+    clock_wake_at(cl->clock, 0); // calls may be waiting
+}
+
+static void owner_confirmed(struct conn *c)
+{
+    (void)c;
+}
+
+// Called with the client's lock held. The link still holds a reference of its own.
+static void forget_live(struct link *l, struct conn *c)
+{
+    if (l->live != c)
+        return;
+    l->live = NULL;
+    atomic_fetch_sub(&c->refs, 1);
+}
+
+static void owner_goaway(struct conn *c)
+{
+    struct link *l = link_of(c);
+    struct rpc_client *cl = l->client;
+    pthread_mutex_lock(&cl->lock);
+    l->draining = true;
+    forget_live(l, c);
+    if (l->endpoint->current == l)
+        l->endpoint->current = NULL;
+    pthread_mutex_unlock(&cl->lock);
+    clock_wake_at(cl->clock, 0);
+}
+
+static void owner_dead(struct conn *c)
+{
+    struct link *l = link_of(c);
+    struct rpc_client *cl = l->client;
+    log_debug(cl->o.log, "rpc_connection_lost", F_STR("endpoint", l->endpoint->url),
+              F_STR("why", c->why));
+    pthread_mutex_lock(&cl->lock);
+    forget_live(l, c);
+    cl->stats.bytes_in += c->bytes_in;
+    cl->stats.bytes_out += c->bytes_out;
+    cl->stats.records_in += c->rx_records;
+    cl->stats.records_out += c->tx_records;
+    pthread_mutex_unlock(&cl->lock);
+    clock_wake_at(cl->clock, 0);
+}
+
+static void owner_wake(struct conn *c, int64_t at_us)
+{
+    clock_wake_at(link_of(c)->client->clock, at_us);
+}
+
+static void owner_free(struct conn *c)
+{
+    for (uint32_t i = 0; i < c->n_slots; i++)
+        token_unref(c->slots[i]);
+    mem_free(c->slots);
+}
+
+static const struct conn_owner client_conn_owner = {
+    .open = owner_open,
+    .auth = owner_auth,
+    .ready = owner_ready,
+    .confirmed = owner_confirmed,
+    .goaway = owner_goaway,
+    .dead = owner_dead,
+    .wake = owner_wake,
+    .free = owner_free,
+};
+
+// ---------------------------------------------------------------- transport's events
+
+static bool on_attach(void *ud, uint32_t pipe)
+{
+    struct link *l = ud;
+    pthread_mutex_lock(&l->lock);
+    l->new_pipe = pipe;
+    pthread_mutex_unlock(&l->lock);
+    clock_wake_at(l->client->clock, 0);
+    return true;
+}
+
+static void on_detach(void *ud, uint32_t pipe)
+{
+    struct link *l = ud;
+    pthread_mutex_lock(&l->lock);
+    if (l->new_pipe == pipe)
+        l->new_pipe = 0;
+    if (l->conn && l->conn->o.pipe == pipe)
+        l->lost = true;
+    pthread_mutex_unlock(&l->lock);
+    clock_wake_at(l->client->clock, 0);
+}
+
+static struct conn *link_conn(struct link *l)
+{
+    pthread_mutex_lock(&l->lock);
+    struct conn *c = l->conn ? conn_ref(l->conn) : NULL;
+    pthread_mutex_unlock(&l->lock);
+    return c;
+}
+
+static void on_receive(void *ud, uint32_t pipe, struct transport_msg *m)
+{
+    struct link *l = ud;
+    struct conn *c = link_conn(l);
+    if (c && c->o.pipe == pipe)
+        conn_input(c, m);
+    else
+        l->client->o.transport->msg_free(m);
+    conn_unref(c);
+}
+
+static void on_sent(void *ud)
+{
+    struct conn *c = link_conn(ud);
+    if (c)
+        conn_slot_free(c);
+    conn_unref(c);
+}
+
+static const struct transport_events link_events = {
+    .attach = on_attach,
+    .detach = on_detach,
+    .receive = on_receive,
+    .sent = on_sent,
+};
+
+// ---------------------------------------------------------------- links (clock thread)
+
+static void link_free(struct link *l)
+{
+    if (!l)
+        return;
+    if (l->transport)
+        l->client->o.transport->free(l->transport);
+    if (l->conn) {
+        conn_lock(l->conn);
+        conn_kill(l->conn, "closed");
+        conn_unlock(l->conn);
+        conn_unref(l->conn);
+    }
+    pthread_mutex_destroy(&l->lock);
+    mem_free(l);
+}
+
+static enum status link_open(struct rpc_client *cl, struct endpoint *e, struct err *err)
+{
+    struct link *l = mem_alloc(sizeof *l);
+    if (!l)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "dial %s: out of memory", e->url);
+    l->client = cl;
+    l->endpoint = e;
+    list_init(&l->all);
+    pthread_mutex_init(&l->lock, NULL);
+    enum status s = cl->o.transport->dial(e->url, &link_events, l, &l->transport, err);
+    if (s != STATUS_OK) {
+        link_free(l);
+        return s;
+    }
+    pthread_mutex_lock(&cl->lock);
+    list_push_back(&cl->links, &l->all);
+    e->current = l;
+    pthread_mutex_unlock(&cl->lock);
+    return STATUS_OK;
+}
+
+static void link_drop_conn(struct link *l)
+{
+    struct conn *c = l->conn;
+    conn_lock(c);
+    conn_kill(c, "the server closed the connection");
+    conn_unlock(c);
+    l->client->o.transport->quiesce(l->transport);
+    pthread_mutex_lock(&l->lock);
+    l->conn = NULL;
+    l->lost = false;
+    pthread_mutex_unlock(&l->lock);
+    conn_unref(c);
+}
+
+static void link_new_conn(struct link *l, uint32_t pipe)
+{
+    struct rpc_client *cl = l->client;
+    struct err err = ERR_INIT;
+    bool as_service = cl->o.identity != NULL;
+    struct chan *chan =
+        chan_new_initiator(as_service ? CHAN_LINK_SERVICE : CHAN_LINK_CLIENT, l->endpoint->key,
+                           cl->o.identity, cl->o.trust, &err);
+    struct conn_opts o = {.ops = cl->o.transport,
+                          .t = l->transport,
+                          .pipe = pipe,
+                          .chan = chan,
+                          .owner = &client_conn_owner,
+                          .ud = l,
+                          .is_client_link = !as_service,
+                          .n_slots = TRANSPORT_DIAL_SLOTS,
+                          .ping_us = cl->o.ping_after_ms * 1000};
+    struct conn *c = chan ? conn_new(&o) : NULL;
+    if (!c) {
+        log_error(cl->o.log, "rpc_connect_failed", F_STR("endpoint", l->endpoint->url),
+                  F_ERR(&err));
+        cl->o.transport->drop(l->transport, pipe);
+        return;
+    }
+    pthread_mutex_lock(&l->lock);
+    l->conn = c;
+    pthread_mutex_unlock(&l->lock);
+    conn_lock(c);
+    conn_start(c);
+    conn_unlock(c);
+}
+
+static void link_tick(struct link *l, int64_t now_us, int64_t *next_us)
+{
+    pthread_mutex_lock(&l->lock);
+    uint32_t pipe = l->new_pipe;
+    bool drop = l->conn && (l->lost || (pipe && pipe != l->conn->o.pipe));
+    pthread_mutex_unlock(&l->lock);
+    if (drop)
+        link_drop_conn(l);
+    if (pipe && !l->conn) {
+        pthread_mutex_lock(&l->lock);
+        l->new_pipe = 0;
+        pthread_mutex_unlock(&l->lock);
+        link_new_conn(l, pipe);
+    }
+    if (!l->conn)
+        return;
+    int64_t at = l->conn->next_tick_us;
+    if (at <= now_us)
+        at = conn_tick(l->conn, now_us);
+    *next_us = at < *next_us ? at : *next_us;
+}
+
+// Only the clock thread adds and removes links, so it may walk the list without the lock.
+static int64_t on_tick(void *ud, int64_t now_us)
+{
+    struct rpc_client *cl = ud;
+    int64_t next = TIME_NEVER;
+    list_for_each_safe(it, tmp, &cl->links)
+    {
+        struct link *l = list_entry(it, struct link, all);
+        link_tick(l, now_us, &next);
+        pthread_mutex_lock(&cl->lock);
+        bool draining = l->draining;
+        pthread_mutex_unlock(&cl->lock);
+        if (!draining)
+            continue;
+        if (l->conn && !l->conn->dead && l->conn->n_flows > 0) {
+            next = now_us + DRAIN_LOOK_US < next ? now_us + DRAIN_LOOK_US : next;
+            continue;
+        }
+        pthread_mutex_lock(&cl->lock);
+        list_remove(&l->all);
+        pthread_mutex_unlock(&cl->lock);
+        link_free(l);
+    }
+    for (size_t i = 0; i < cl->n_endpoints && !cl->is_closing; i++) {
+        struct err err = ERR_INIT;
+        if (cl->endpoints[i].current || link_open(cl, &cl->endpoints[i], &err) == STATUS_OK)
+            continue;
+        log_warn(cl->o.log, "rpc_dial_failed", F_STR("endpoint", cl->endpoints[i].url),
+                 F_ERR(&err));
+        next = now_us + 1000000 < next ? now_us + 1000000 : next;
+    }
+    async_tick(cl, now_us, &next);
+    return next < now_us + 1000 ? now_us + 1000 : next;
+}
+
+// ---------------------------------------------------------------- choosing a connection
+
+// Called with the client's lock held: the least loaded endpoint that is connected and trusted.
+static struct link *choose(struct rpc_client *cl, int64_t now_us, bool *ret_refused)
+{
+    struct link *best = NULL;
+    unsigned best_load = 0;
+    for (size_t i = 0; i < cl->n_endpoints; i++) {
+        struct endpoint *e = &cl->endpoints[(cl->turn + i) % cl->n_endpoints];
+        struct link *l = e->current;
+        if (!l || !l->live)
+            continue;
+        if (!breaker_allows(&e->breaker, now_us)) {
+            *ret_refused = true;
+            continue;
+        }
+        unsigned load = l->live->n_flows;
+        if (!best || load < best_load) {
+            best = l;
+            best_load = load;
+        }
+    }
+    cl->turn++;
+    return best;
+}
+
+static struct conn *pick(struct rpc_client *cl, struct endpoint **ret_endpoint)
+{
+    int64_t now = time_mono_us();
+    bool refused = false;
+    pthread_mutex_lock(&cl->lock);
+    struct link *l = choose(cl, now, &refused);
+    struct conn *c = l ? conn_ref(l->live) : NULL;
+    if (l) {
+        *ret_endpoint = l->endpoint;
+        breaker_begin(&l->endpoint->breaker, now);
+    }
+    pthread_mutex_unlock(&cl->lock);
+    return c;
+}
+
+// The slot that holds this token on this connection; sends it first if none does.
+static bool token_slot(struct conn *c, const char *token, uint32_t *ret)
+{
+    uint32_t n_slots = c->o.is_client_link ? 16 : 256;
+    size_t len = strlen(token);
+    if (!c->slots) {
+        c->slots = mem_array(n_slots, sizeof(struct token *));
+        c->n_slots = c->slots ? n_slots : 0;
+        if (!c->slots)
+            return false;
+    }
+    for (uint32_t i = 0; i < c->n_slots; i++) {
+        const struct token *t = c->slots[i];
+        if (t && t->len == len && memcmp(t->text, token, len) == 0) {
+            *ret = i + 1;
+            return true;
+        }
+    }
+    struct token *t = mem_alloc(sizeof *t + len + 1);
+    if (!t)
+        return false;
+    t->refs = 1;
+    t->len = len;
+    memcpy(t->text, token, len);
+    uint32_t slot = c->next_slot++ % c->n_slots;
+    token_unref(c->slots[slot]);
+    c->slots[slot] = t;
+    frame_put(&c->calls, FRAME_AUTH, 0, slot + 1, token, len);
+    *ret = slot + 1;
+    return true;
+}
+
+static bool begin(struct rpc_stream *s, struct conn *c, const struct call_spec *spec)
+{
+    uint32_t slot = 0;
+    if (!c->ready || c->draining)
+        return false;
+    if (spec->token && !token_slot(c, spec->token, &slot))
+        return false;
+    s->flow.deadline_us = spec->deadline_us;
+    if (!flow_add(c, &s->flow, 0))
+        return false;
+    int64_t left = time_left_ms(spec->deadline_us);
+    uint64_t ms = spec->deadline_us == TIME_NEVER ? 0 : left > 0 ? (uint64_t)left : 1;
+    frame_put_open(&c->calls, s->flow.id, spec->forwarded ? FRAME_OPEN_FORWARDED : 0U, slot, ms,
+                   spec->m->name, spec->route, spec->key);
+    if (!spec->req || flow_push_small(&s->flow, spec->req, spec->req_len, true))
+        return true;
+    struct chunk *ch = chunk_new(spec->req_len);
+    if (!ch) {
+        flow_abort(&s->flow, STATUS_RESOURCE_EXHAUSTED, "out of memory");
+        return true;
+    }
+    memcpy(ch->data, spec->req, spec->req_len);
+    ch->last = ch->half = true;
+    flow_push(&s->flow, ch);
+    return true;
+}
+
+bool stream_start(struct rpc_stream *s, const struct call_spec *spec)
+{
+    struct endpoint *e = NULL;
+    struct conn *c = pick(s->client, &e);
+    if (!c)
+        return false;
+    s->endpoint = e;
+    conn_lock(c);
+    bool ok = begin(s, c, spec);
+    conn_unlock(c);
+    conn_unref(c);
+    if (!ok) {
+        pthread_mutex_lock(&s->client->lock);
+        e->breaker.is_probing = false;
+        pthread_mutex_unlock(&s->client->lock);
+        s->endpoint = NULL;
+    }
+    return ok;
+}
+
+static void wake_all(void *ud)
+{
+    struct rpc_client *cl = ud;
+    pthread_mutex_lock(&cl->lock);
+    pthread_cond_broadcast(&cl->cond);
+    pthread_mutex_unlock(&cl->lock);
+}
+
+static void timed_wait(struct rpc_client *cl, int64_t until_us)
+{
+    struct timespec ts = {.tv_sec = until_us / 1000000, .tv_nsec = until_us % 1000000 * 1000};
+    pthread_cond_timedwait(&cl->cond, &cl->lock, &ts);
+}
+
+enum status client_pause(struct rpc_client *cl, int64_t until_us, struct cancel *cancel,
+                         struct err *err)
+{
+    struct cancel_hook *h = cancel ? cancel_hook(cancel, wake_all, cl) : NULL;
+    pthread_mutex_lock(&cl->lock);
+    while (!cl->is_closing && !cancel_is_fired(cancel) && time_mono_us() < until_us)
+        timed_wait(cl, until_us);
+    bool stop = cl->is_closing || cancel_is_fired(cancel);
+    pthread_mutex_unlock(&cl->lock);
+    cancel_unhook(h);
+    return stop ? err_set(err, STATUS_CANCELLED, "cancelled") : STATUS_OK;
+}
+
+enum status client_wait_ready(struct rpc_client *cl, int64_t until_us, struct cancel *cancel,
+                              struct err *err)
+{
+    struct cancel_hook *h = cancel ? cancel_hook(cancel, wake_all, cl) : NULL;
+    enum status s = STATUS_OK;
+    bool refused = false;
+    pthread_mutex_lock(&cl->lock);
+    for (;;) {
+        refused = false;
+        int64_t now = time_mono_us();
+        if (cl->is_closing || cancel_is_fired(cancel)) {
+            s = err_set(err, STATUS_CANCELLED, "cancelled");
+            break;
+        }
+        if (choose(cl, now, &refused))
+            break;
+        if (refused) {
+            s = err_set(err, STATUS_UNAVAILABLE, "%s: it failed repeatedly and is left alone for "
+                        "a moment", cl->endpoints[0].url);
+            break;
+        }
+        if (now >= until_us) {
+            s = err_set(err, STATUS_UNAVAILABLE, "%s: no connection", cl->endpoints[0].url);
+            break;
+        }
+        timed_wait(cl, until_us);
+    }
+    pthread_mutex_unlock(&cl->lock);
+    cancel_unhook(h);
+    return s;
+}
+
+int64_t client_connect_deadline(const struct rpc_client *c, int64_t deadline_us)
+{
+    int64_t until = time_deadline_in_ms(c->o.connect_timeout_ms);
+    return until < deadline_us ? until : deadline_us;
+}
+
+void client_result(struct rpc_stream *s, enum status code)
+{
+    struct rpc_client *cl = s->client;
+    pthread_mutex_lock(&cl->lock);
+    if (!s->counted) {
+        s->counted = true;
+        cl->stats.n_failed += code != STATUS_OK;
+        if (code == STATUS_OK)
+            retry_earn(&cl->budget);
+        if (s->endpoint)
+            breaker_result(&s->endpoint->breaker, code != STATUS_UNAVAILABLE, time_mono_us());
+    }
+    pthread_mutex_unlock(&cl->lock);
+}
+
+bool client_enter(struct rpc_client *c)
+{
+    pthread_mutex_lock(&c->lock);
+    bool ok = !c->is_closing;
+    c->n_live += ok;
+    c->stats.n_calls += ok;
+    pthread_mutex_unlock(&c->lock);
+    return ok;
+}
+
+void client_leave(struct rpc_client *c)
+{
+    pthread_mutex_lock(&c->lock);
+    if (--c->n_live == 0)
+        pthread_cond_broadcast(&c->cond);
+    pthread_mutex_unlock(&c->lock);
+}
+
+// ---------------------------------------------------------------- life
+
+static void client_release(struct rpc_client *cl)
+{
+    clock_free(cl->clock);
+    list_for_each_safe(it, tmp, &cl->links)
+    {
+        struct link *l = list_entry(it, struct link, all);
+        list_remove(&l->all);
+        cl->clock = NULL;
+        link_free(l);
+    }
+    work_pool_free(cl->own_pool);
+    explicit_bzero(&cl->identity, sizeof cl->identity);
+    mem_free(cl->endpoints);
+    pthread_cond_destroy(&cl->cond);
+    pthread_mutex_destroy(&cl->lock);
+    mem_free(cl);
+}
+
+struct rpc_client *rpc_client_new(const struct rpc_client_opts *o, struct err *err)
+{
+    struct rpc_client *cl = mem_alloc(sizeof *cl);
+    if (!cl || o->n_endpoints == 0) {
+        mem_free(cl);
+        err_set(err, cl ? STATUS_INVALID_ARGUMENT : STATUS_RESOURCE_EXHAUSTED,
+                cl ? "a client needs an endpoint" : "client: out of memory");
+        return NULL;
+    }
+    cl->o = *o;
+    if (!cl->o.transport)
+        cl->o.transport = &transport_nng;
+    if (cl->o.connect_timeout_ms == 0)
+        cl->o.connect_timeout_ms = DEFAULT_CONNECT_MS;
+    if (cl->o.ping_after_ms == 0)
+        cl->o.ping_after_ms = DEFAULT_PING_MS;
+    if (o->identity) {
+        cl->identity = *o->identity;
+        cl->o.identity = &cl->identity;
+    }
+    if (o->trust) {
+        cl->trust = *o->trust;
+        cl->o.trust = &cl->trust;
+    }
+    pthread_mutex_init(&cl->lock, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&cl->cond, &attr);
+    pthread_condattr_destroy(&attr);
+    list_init(&cl->links);
+    list_init(&cl->waiting);
+    list_init(&cl->completed);
+    cl->budget.tenths = RETRY_BUDGET_MAX;
+    cl->pool = o->pool;
+    cl->endpoints = mem_array(o->n_endpoints, sizeof *cl->endpoints);
+    cl->clock = cl->endpoints ? clock_new(on_tick, cl) : NULL;
+    if (!cl->clock) {
+        err_set(err, STATUS_RESOURCE_EXHAUSTED, "client: out of memory or threads");
+        client_release(cl);
+        return NULL;
+    }
+    for (size_t i = 0; i < o->n_endpoints; i++) {
+        if (!str_copy(cl->endpoints[i].url, sizeof cl->endpoints[i].url, o->endpoints[i].url)) {
+            err_set(err, STATUS_INVALID_ARGUMENT, "address too long: %s", o->endpoints[i].url);
+            client_release(cl);
+            return NULL;
+        }
+        memcpy(cl->endpoints[i].key, o->endpoints[i].key, 32);
+    }
+    cl->o.endpoints = NULL;
+    cl->n_endpoints = o->n_endpoints; // the clock may look from here on
+    for (size_t i = 0; i < cl->n_endpoints; i++) {
+        if (link_open(cl, &cl->endpoints[i], err) != STATUS_OK) {
+            rpc_client_free(cl);
+            return NULL;
+        }
+    }
+    return cl;
+}
+
+static void abort_flows(struct rpc_client *cl)
+{
+    list_for_each(it, &cl->links)
+    {
+        struct conn *c = link_conn(list_entry(it, struct link, all));
+        if (!c)
+            continue;
+        conn_lock(c);
+        list_for_each_safe(at, tmp, &c->flows)
+        {
+            flow_abort(list_entry(at, struct flow, all), STATUS_CANCELLED,
+                       "the client is closing");
+        }
+        conn_unlock(c);
+        conn_unref(c);
+    }
+}
+
+void rpc_client_free(struct rpc_client *cl)
+{
+    if (!cl)
+        return;
+    pthread_mutex_lock(&cl->lock);
+    cl->is_closing = true;
+    pthread_cond_broadcast(&cl->cond);
+    pthread_mutex_unlock(&cl->lock);
+    clock_stop(cl->clock); // links stay as they are from here on
+    abort_flows(cl);
+    async_fail_waiting(cl);
+    pthread_mutex_lock(&cl->lock);
+    while (cl->n_live)
+        pthread_cond_wait(&cl->cond, &cl->lock);
+    pthread_mutex_unlock(&cl->lock);
+    while (!list_is_empty(&cl->links)) {
+        struct list *it = list_pop_front(&cl->links);
+        link_free(list_entry(it, struct link, all));
+    }
+    client_release(cl);
+}
+
+bool client_has_live(struct rpc_client *cl)
+{
+    bool refused = false;
+    return choose(cl, time_mono_us(), &refused) != NULL;
+}
+
+bool rpc_client_is_connected(struct rpc_client *cl)
+{
+    bool refused = false;
+    pthread_mutex_lock(&cl->lock);
+    bool yes = choose(cl, time_mono_us(), &refused) != NULL || refused;
+    pthread_mutex_unlock(&cl->lock);
+    return yes;
+}
+
+void rpc_client_get_stats(struct rpc_client *cl, struct rpc_client_stats *ret)
+{
+    struct conn *live[64];
+    size_t n = 0;
+    int64_t now = time_mono_us();
+    pthread_mutex_lock(&cl->lock);
+    *ret = cl->stats;
+    ret->calls_open = cl->n_live;
+    ret->breaker_open = true;
+    for (size_t i = 0; i < cl->n_endpoints; i++) {
+        const struct endpoint *e = &cl->endpoints[i];
+        ret->breaker_open &= !breaker_allows(&e->breaker, now);
+        if (e->current && e->current->live && n < N_ELEMENTS(live))
+            live[n++] = conn_ref(e->current->live);
+    }
+    pthread_mutex_unlock(&cl->lock);
+    for (size_t i = 0; i < n; i++) {
+        conn_lock(live[i]);
+        if (!live[i]->dead) {
+            ret->bytes_in += live[i]->bytes_in;
+            ret->bytes_out += live[i]->bytes_out;
+            ret->records_in += live[i]->rx_records;
+            ret->records_out += live[i]->tx_records;
+        }
+        conn_unlock(live[i]);
+        conn_unref(live[i]);
+    }
+}

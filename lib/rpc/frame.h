@@ -1,0 +1,76 @@
+#pragma once
+// Frames: what a sealed record holds. docs/protocol.md "Frames" has the table.
+//
+// frame   = type-and-flags 1 | call id varint | length varint | payload
+// varint  = LEB128, at most 32 bits here (64 in WINDOW and ACK payloads)
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/err.h"
+
+enum frame_type {
+    FRAME_AUTH = 1,   // id = slot; payload = token, empty clears the slot
+    FRAME_OPEN = 2,   // payload = struct frame_open
+    FRAME_DATA = 3,   // payload = bytes of a message; flags below
+    FRAME_END = 4,    // half-close without a message
+    FRAME_STATUS = 5, // ends a call; payload empty means OK
+    FRAME_CANCEL = 6,
+    FRAME_WINDOW = 7, // payload = varint bytes of credit; id 0 is the connection's
+    FRAME_ACK = 8,    // payload = varint: records opened since the connection began
+    FRAME_PING = 9,   // answered by an ACK at once
+    FRAME_GOAWAY = 10,
+};
+#define FRAME_TYPE_MASK 0x1f
+#define FRAME_LAST 0x80 // DATA: last fragment of its message
+#define FRAME_HALF 0x40 // DATA: and the sender's last message
+#define FRAME_HEAD_MAX 11
+#define FRAME_DATA_COST 16 // credit a DATA frame spends beside its payload
+
+struct frame {
+    enum frame_type type;
+    unsigned flags;
+    uint32_t id;
+    const uint8_t *p; // borrowed
+    size_t n;
+};
+
+// The next frame of [*p, end), advancing *p. False when malformed.
+bool frame_next(const uint8_t **p, const uint8_t *end, struct frame *ret) MUST_CHECK;
+// Writes a frame's head; returns its length, at most FRAME_HEAD_MAX.
+size_t frame_head(uint8_t *dst, enum frame_type type, unsigned flags, uint32_t id, size_t n);
+// A whole frame.
+void frame_put(struct buf *b, enum frame_type type, unsigned flags, uint32_t id, const void *p,
+               size_t n);
+void frame_put_number(struct buf *b, enum frame_type type, uint32_t id, uint64_t v);
+bool frame_number(const struct frame *f, uint64_t *ret) MUST_CHECK;
+// Length of the run of whole frames at the start of p that fits into max bytes.
+size_t frame_run(const uint8_t *p, size_t n, size_t max);
+
+#define FRAME_METHOD_MAX 127
+#define FRAME_ROUTE_MAX 127
+#define FRAME_KEY_MAX 127
+#define FRAME_TOKEN_MAX 4096
+
+// OPEN: flags 1 | slot varint | deadline ms varint (0 none) | method | route | idempotency key, each
+// a length byte and bytes; anything behind is ignored.
+#define FRAME_OPEN_FORWARDED 1U
+struct frame_open {
+    unsigned flags;
+    uint32_t slot; // 0 = no token
+    uint64_t deadline_ms;
+    char method[FRAME_METHOD_MAX + 1], route[FRAME_ROUTE_MAX + 1], key[FRAME_KEY_MAX + 1];
+};
+void frame_put_open(struct buf *b, uint32_t id, unsigned flags, uint32_t slot, uint64_t deadline_ms,
+                    const char *method, const char *route, const char *key);
+bool frame_open(const struct frame *f, struct frame_open *ret) MUST_CHECK;
+
+// STATUS: code varint | retry-after ms varint | message (UTF-8, the rest).
+struct frame_status {
+    enum status code;
+    int64_t retry_after_ms; // 0 = not said
+    char msg[240];
+};
+void frame_put_status(struct buf *b, uint32_t id, const struct frame_status *s);
+bool frame_status(const struct frame *f, struct frame_status *ret) MUST_CHECK;

@@ -1,0 +1,231 @@
+#pragma once
+// What the files of lib/rpc share: server and client objects, the clock, tokens.
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/list.h"
+#include "rpc/conn.h"
+#include "rpc/rpc.h"
+
+#define DEFAULT_PING_MS 10000
+
+// ---------------------------------------------------------------- clock.c
+// One thread that calls tick() at the times it asks for, or earlier when woken.
+struct clock;
+typedef int64_t (*clock_fn)(void *ud, int64_t now_us); // returns when to be called next
+struct clock *clock_new(clock_fn tick, void *ud) MUST_CHECK;
+void clock_wake_at(struct clock *k, int64_t at_us); // any thread, any lock held
+void clock_stop(struct clock *k);                   // joins; not from tick()
+void clock_free(struct clock *k);
+
+// ---------------------------------------------------------------- token.c
+// Access tokens a server has seen: verified once, then found by hash until they expire.
+struct token {
+    atomic_uint refs;
+    uint64_t hash;
+    struct token *next; // in the cache
+    bool is_cached;
+    atomic_bool is_verified;
+    struct rpc_user user; // once verified
+    size_t len;
+    char text[];
+};
+struct token_cache;
+struct token_cache *token_cache_new(rpc_verify_fn verify, void *ud) MUST_CHECK;
+void token_cache_free(struct token_cache *tc);
+// The cached token of that text, or a new one not verified yet. NULL: out of memory.
+struct token *token_get(struct token_cache *tc, const void *text, size_t len);
+struct token *token_ref(struct token *t);
+void token_unref(struct token *t);
+bool token_is_fresh(const struct token *t); // verified and not expired: may be used at once
+// May block in the verifier.
+enum status token_verify(struct token_cache *tc, struct token *t, struct err *err) MUST_CHECK;
+
+// ---------------------------------------------------------------- server
+
+struct method_entry {
+    struct method_entry *next;
+    const struct rpc_method *m;
+    rpc_thunk thunk;        // NULL: known to the router only
+    void (*handler)(void);  // NULL: UNIMPLEMENTED
+    void *self;
+};
+#define N_METHOD_BUCKETS 256
+#define N_CONN_BUCKETS 1024
+#define MAX_LISTENERS 16
+
+struct listener {
+    struct rpc_server *server;
+    struct transport *transport;
+    bool is_public;
+};
+
+struct rpc_server {
+    struct rpc_server_opts o;
+    pthread_mutex_t lock; // taken inside a connection's lock, never around it
+    pthread_cond_t cond;  // calls ended, connections went idle
+    struct listener listeners[MAX_LISTENERS];
+    size_t n_listeners;
+    bool is_listening, is_closing, is_stopped;
+    struct method_entry *methods[N_METHOD_BUCKETS];
+    rpc_route_fn route;
+    void *route_ud;
+    struct conn *table[N_CONN_BUCKETS]; // by pipe
+    struct list half_open, conns;       // oldest first
+    unsigned n_half_open, max_half_open, n_conns;
+    struct token_cache *tokens;
+    struct work_pool *io;
+    struct clock *clock;
+    unsigned n_live; // rpc_call objects
+    struct rpc_server_stats stats;
+};
+extern const struct conn_owner server_conn_owner;
+struct method_entry *server_method(struct rpc_server *s, const char *name);
+void server_call_gone(struct rpc_server *s); // a live call object less
+unsigned server_max_calls(const struct rpc_server *s, const struct conn *c);
+
+// ---------------------------------------------------------------- call.c
+
+struct proxy;
+struct rpc_call {
+    struct flow flow;
+    atomic_uint refs;
+    struct rpc_server *server;
+    const struct method_entry *entry;
+    struct token *token; // or NULL
+    bool forwarded, authorised;
+    char route[FRAME_ROUTE_MAX + 1], key[FRAME_KEY_MAX + 1];
+    struct cancel *cancel; // made when asked for; conn's lock
+    struct arena *arena;
+    ProtobufCMessage *req, *read_msg;
+    int64_t retry_after_ms, deadline_us;
+    atomic_bool deferred;
+    bool finished;
+    // on_writable; conn's lock
+    void (*writable)(void *ud);
+    void *writable_ud;
+    bool writable_running, writable_again;
+    pthread_t writable_thread;
+    struct proxy *proxy; // set for forwarded calls from the start
+};
+// A peer opened a call: under conn's lock, from server_conn_owner.
+void call_open(struct rpc_server *s, struct conn *c, uint32_t id, const struct frame_open *o);
+// The caller may call: node roles, user roles, token. May block in the verifier.
+enum status call_authorise(struct rpc_call *c, struct err *err) MUST_CHECK;
+// Ends the call towards its caller; with a status other than OK there is no reply.
+void call_answer(struct rpc_call *c, enum status s, const ProtobufCMessage *reply,
+                 const struct err *err);
+struct rpc_call *call_ref(struct rpc_call *c);
+void call_unref(struct rpc_call *c);
+
+// ---------------------------------------------------------------- proxy.c
+struct proxy *proxy_new(struct rpc_call *c) MUST_CHECK;
+void proxy_start(struct rpc_call *c);
+void proxy_event(struct rpc_call *c, unsigned events);
+void proxy_free(struct proxy *p);
+
+// ---------------------------------------------------------------- breaker.c
+
+struct breaker { // of one endpoint; the client's lock
+    unsigned n_failures;
+    int64_t open_until_us, open_us;
+    bool is_probing;
+};
+bool breaker_allows(const struct breaker *b, int64_t now_us);
+void breaker_begin(struct breaker *b, int64_t now_us); // a call is about to use the endpoint
+void breaker_result(struct breaker *b, bool ok, int64_t now_us);
+
+struct retry_budget { // of one client; the client's lock
+    int64_t tenths;
+};
+#define RETRY_BUDGET_MAX 100
+void retry_earn(struct retry_budget *r);  // a call succeeded
+bool retry_spend(struct retry_budget *r); // false: too many retries already
+int64_t retry_backoff_us(unsigned attempt, int64_t retry_after_ms); // attempt 1 = the first retry
+
+// ---------------------------------------------------------------- client
+
+struct endpoint;
+struct link { // a socket and dialer for one endpoint, and the connection it has at the moment
+    struct rpc_client *client;
+    struct endpoint *endpoint;
+    struct list all; // client's links
+    struct transport *transport;
+    pthread_mutex_t lock;
+    struct conn *conn;
+    uint32_t new_pipe;
+    bool lost;         // conn's pipe is gone
+    struct conn *live; // conn while it may be used; client's lock
+    bool draining;     // client's lock: no new calls; freed when empty
+};
+struct endpoint {
+    char url[RPC_URL_SIZE];
+    uint8_t key[32];
+    struct breaker breaker;
+    struct link *current;
+};
+
+struct rpc_client {
+    struct rpc_client_opts o;
+    struct chan_identity identity;
+    struct chan_trust trust;
+    struct endpoint *endpoints;
+    size_t n_endpoints, turn;
+    pthread_mutex_t lock; // taken inside a connection's lock, never around it
+    pthread_cond_t cond;
+    struct list links;
+    struct list waiting, completed; // struct async
+    bool completing, is_closing;
+    unsigned n_live; // calls and streams
+    struct retry_budget budget;
+    struct clock *clock;
+    struct work_pool *pool, *own_pool;
+    struct rpc_client_stats stats;
+};
+
+// One attempt of a call.
+struct rpc_stream {
+    struct flow flow;
+    atomic_uint refs;
+    struct rpc_client *client;
+    struct endpoint *endpoint; // NULL until started
+    const struct rpc_method *m;
+    int64_t deadline_us;
+    bool counted; // its outcome has been told to the breaker
+    bool is_started, cancel_wanted; // async: client's lock
+    struct cancel_hook *cancel_hook;
+    void (*on_event)(struct rpc_stream *s, unsigned events); // NULL: somebody waits
+    void (*on_gone)(struct rpc_stream *s);                   // it is being freed
+    void *ud;
+};
+struct call_spec { // what every attempt needs; strings borrowed
+    const struct rpc_method *m;
+    const char *token, *route, *key;
+    int64_t deadline_us;
+    bool forwarded;
+    const void *req; // packed, or NULL for streams without one
+    size_t req_len;
+};
+struct rpc_stream *stream_new(struct rpc_client *c, const struct call_spec *spec) MUST_CHECK;
+struct rpc_stream *stream_ref(struct rpc_stream *s);
+void stream_unref(struct rpc_stream *s);
+// Start on a connection that is ready now. False: none is.
+bool stream_start(struct rpc_stream *s, const struct call_spec *spec) MUST_CHECK;
+// Wait for a connection, at most until until_us.
+enum status client_wait_ready(struct rpc_client *c, int64_t until_us, struct cancel *cancel,
+                              struct err *err) MUST_CHECK;
+// Wait until until_us, unless cancelled or closing: then CANCELLED.
+enum status client_pause(struct rpc_client *c, int64_t until_us, struct cancel *cancel,
+                         struct err *err) MUST_CHECK;
+bool client_has_live(struct rpc_client *c); // a connection that may be used; client's lock
+unsigned retry_attempts(const struct rpc_method *m, const struct rpc_opts *o);
+bool client_may_retry(struct rpc_client *c); // spends budget
+void call_spec_init(struct call_spec *spec, const struct rpc_method *m, const struct rpc_opts *o);
+enum status call_spec_check(const struct call_spec *spec, struct err *err) MUST_CHECK;
+int64_t client_connect_deadline(const struct rpc_client *c, int64_t deadline_us);
+void client_result(struct rpc_stream *s, enum status code); // for breaker, budget, statistics
+bool client_enter(struct rpc_client *c); // counts a live call; false when closing
+void client_leave(struct rpc_client *c);
+void async_tick(struct rpc_client *c, int64_t now_us, int64_t *next_us);
+void async_fail_waiting(struct rpc_client *c);
+enum status err_from_status(struct err *err, const struct frame_status *s);

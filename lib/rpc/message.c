@@ -1,0 +1,231 @@
+// Unpacking untrusted protobuf.
+//
+// protobuf-c 1.4 recurses without a limit, accepts strings that are not UTF-8 and multiplies a
+// small input into a large heap. So the bytes are walked once along the descriptors first (depth,
+// number of fields, UTF-8), and what protobuf-c then allocates comes from one arena with a budget
+// that grows with the input. The arena starts in front of the message, so the message alone is
+// enough to free everything.
+#include <limits.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/str.h"
+#include "rpc/internal.h"
+
+#define MAX_DEPTH 32
+#define MAX_FIELDS (256U << 10)
+#define BUDGET_BASE (1U << 20)
+#define BUDGET_PER_BYTE 32U
+
+// ---------------------------------------------------------------- prescan
+
+struct scan {
+    unsigned n_fields;
+    struct err *err;
+};
+
+static bool read_varint(const uint8_t **p, const uint8_t *end, uint64_t *ret)
+{
+    uint64_t v = 0;
+    for (unsigned shift = 0; shift < 70 && *p < end; shift += 7) {
+        uint8_t b = *(*p)++;
+        v |= shift < 64 ? (uint64_t)(b & 0x7f) << shift : 0;
+        if (!(b & 0x80)) {
+            *ret = v;
+            return true;
+        }
+    }
+    return false;
+}
+
+static enum status malformed(struct scan *s, const ProtobufCMessageDescriptor *d, const char *what)
+{
+    return err_set(s->err, STATUS_INVALID_ARGUMENT, "malformed %s: %s", d->name, what);
+}
+
+static enum status scan_message(struct scan *s, const ProtobufCMessageDescriptor *d,
+                                const uint8_t *p, size_t n, unsigned depth);
+
+static enum status scan_bytes(struct scan *s, const ProtobufCMessageDescriptor *d,
+                              const ProtobufCFieldDescriptor *f, const uint8_t *p, size_t n,
+                              unsigned depth)
+{
+    if (!f)
+        return STATUS_OK;
+    if (f->type == PROTOBUF_C_TYPE_STRING) {
+        if (memchr(p, 0, n))
+            return malformed(s, d, "a string holds a zero byte");
+        if (!str_is_utf8(p, n))
+            return malformed(s, d, "a string is not UTF-8");
+    }
+    if (f->type == PROTOBUF_C_TYPE_MESSAGE)
+        return scan_message(s, f->descriptor, p, n, depth + 1);
+    if (f->label == PROTOBUF_C_LABEL_REPEATED && f->type != PROTOBUF_C_TYPE_STRING &&
+        f->type != PROTOBUF_C_TYPE_BYTES) {
+        s->n_fields += (unsigned)(n / 8); // packed numbers: cheap, but not free
+        if (s->n_fields > MAX_FIELDS)
+            return err_set(s->err, STATUS_RESOURCE_EXHAUSTED, "%s: more than %u fields", d->name,
+                           MAX_FIELDS);
+    }
+    return STATUS_OK;
+}
+
+static enum status scan_message(struct scan *s, const ProtobufCMessageDescriptor *d,
+                                const uint8_t *p, size_t n, unsigned depth)
+{
+    if (depth > MAX_DEPTH)
+        return malformed(s, d, "nested too deeply");
+    const uint8_t *end = p + n;
+    while (p < end) {
+        uint64_t tag, v;
+        if (!read_varint(&p, end, &tag) || tag >> 3 == 0 || tag > UINT32_MAX)
+            return malformed(s, d, "bad field tag");
+        if (++s->n_fields > MAX_FIELDS)
+            return err_set(s->err, STATUS_RESOURCE_EXHAUSTED, "%s: more than %u fields", d->name,
+                           MAX_FIELDS);
+        switch (tag & 7) {
+        case 0:
+            if (!read_varint(&p, end, &v))
+                return malformed(s, d, "bad number");
+            break;
+        case 1:
+        case 5: {
+            size_t width = (tag & 7) == 1 ? 8 : 4;
+            if ((size_t)(end - p) < width)
+                return malformed(s, d, "cut short");
+            p += width;
+            break;
+        }
+        case 2: {
+            if (!read_varint(&p, end, &v) || v > (uint64_t)(end - p))
+                return malformed(s, d, "cut short");
+            const ProtobufCFieldDescriptor *f =
+                protobuf_c_message_descriptor_get_field(d, (unsigned)(tag >> 3));
+            enum status st = scan_bytes(s, d, f, p, (size_t)v, depth);
+            if (st != STATUS_OK)
+                return st;
+            p += v;
+            break;
+        }
+        default:
+            return malformed(s, d, "bad wire type");
+        }
+    }
+    return STATUS_OK;
+}
+
+// ---------------------------------------------------------------- budgeted arena
+
+struct block {
+    struct block *next; // in the first block: the newest further block
+    size_t used, cap;
+    size_t budget; // first block only: bytes that may still be allocated
+};
+#define ALIGN 16U
+#define HEAD ((sizeof(struct block) + ALIGN - 1) / ALIGN * ALIGN)
+
+struct pool {
+    struct block *first;
+    bool over; // the budget or the memory ran out
+    size_t hint;
+};
+
+static struct block *block_new(struct pool *a, size_t need)
+{
+    size_t cap = need > a->hint ? need : a->hint;
+    struct block *b = mem_alloc(HEAD + cap);
+    if (b)
+        b->cap = cap;
+    return b;
+}
+
+static void *pool_alloc(void *data, size_t size)
+{
+    struct pool *a = data;
+    size_t n = (size + ALIGN - 1) / ALIGN * ALIGN;
+    if (n < size)
+        return NULL;
+    if (!a->first) {
+        a->first = block_new(a, n);
+        if (!a->first) {
+            a->over = true;
+            return NULL;
+        }
+    }
+    struct block *first = a->first;
+    struct block *b = first->next ? first->next : first;
+    if (b->cap - b->used < n) {
+        if (n > first->budget || a->over) {
+            a->over = true;
+            return NULL;
+        }
+        struct block *fresh = block_new(a, n);
+        if (!fresh) {
+            a->over = true;
+            return NULL;
+        }
+        size_t spent = fresh->cap < first->budget ? fresh->cap : first->budget;
+        first->budget -= spent;
+        fresh->next = first->next;
+        first->next = fresh;
+        b = fresh;
+    }
+    void *p = (uint8_t *)b + HEAD + b->used;
+    b->used += n;
+    return p;
+}
+
+static void pool_free(void *data, void *p)
+{
+    (void)data;
+    (void)p; // everything dies together
+}
+
+static void blocks_free(struct block *first)
+{
+    while (first) {
+        struct block *next = first->next;
+        mem_free(first);
+        first = next;
+    }
+}
+
+enum status rpc_message_unpack(const ProtobufCMessageDescriptor *d, const void *p, size_t n,
+                               ProtobufCMessage **ret, struct err *err)
+{
+    if (n > RPC_MAX_MESSAGE_BYTES)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "%s: message of %zu bytes is too large",
+                       d->name, n);
+    struct scan s = {.err = err};
+    enum status st = scan_message(&s, d, n ? p : (const void *)"", n, 1);
+    if (st != STATUS_OK)
+        return st;
+
+    // One block holds most messages: the struct, a little per field, and the bytes themselves.
+    struct pool a = {.hint = d->sizeof_message + n + (size_t)s.n_fields * 24 + 64};
+    struct block *first = block_new(&a, ALIGN);
+    if (!first)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "%s: out of memory", d->name);
+    first->budget = BUDGET_BASE + n * BUDGET_PER_BYTE;
+    a.first = first;
+    a.hint = a.hint < 4096 ? 4096 : a.hint;
+    ProtobufCAllocator allocator = {.alloc = pool_alloc, .free = pool_free, .allocator_data = &a};
+    ProtobufCMessage *m = protobuf_c_message_unpack(d, &allocator, n, n ? p : (const void *)"");
+    if (!m) {
+        blocks_free(first);
+        if (a.over)
+            return err_set(err, STATUS_RESOURCE_EXHAUSTED, "%s: message needs too much memory",
+                           d->name);
+        return err_set(err, STATUS_INVALID_ARGUMENT, "malformed %s", d->name);
+    }
+    *ret = m;
+    return STATUS_OK;
+}
+
+// protobuf-c allocates the message before anything else, so it sits right behind the first block's
+// head.
+void rpc_message_free(void *msg)
+{
+    if (msg)
+        blocks_free((struct block *)(void *)((uint8_t *)msg - HEAD));
+}

@@ -1,0 +1,397 @@
+// nng as transport: raw REQ dials, raw REP listens.
+//
+// Raw mode leaves the SP header to us: a request carries one word with the high bit set, a reply the
+// pipe id in front of it. Raw REP takes a message from the socket's queue, looks the pipe up and
+// puts it on that pipe's queue of 64, dropping silently what does not fit; conn.c never hands it so
+// much. Raw REQ takes from the socket's queue when its pipe can write, so a message handed over just
+// before the pipe broke would go out on the next pipe: quiesce() takes them back.
+//
+// ADD_PRE comes before any message of a pipe, REM_POST from nng's reaper after the pipe was closed.
+// Both run under a lock of the socket: closing sockets or waiting there would deadlock.
+#include <nng/nng.h>
+#include <nng/protocol/reqrep0/rep.h>
+#include <nng/protocol/reqrep0/req.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/str.h"
+#include "channel/channel.h"
+#include "rpc/transport.h"
+
+#define SP_HEADER_MAX 8
+#define REQUEST_WORD 0x80000001U
+#define RECONNECT_MIN_MS 50
+#define RECONNECT_MAX_MS 2000
+
+struct slot {
+    struct transport *t;
+    nng_aio *aio;
+    struct slot *next;
+    bool busy;
+};
+
+struct transport {
+    nng_socket sock;
+    nng_listener listener;
+    bool is_dialer, is_closing;
+    atomic_bool is_accepting;
+    const struct transport_events *ev;
+    void *ud;
+    nng_aio *recv;
+    pthread_mutex_t lock; // slots
+    struct slot *idle;
+    struct slot *all[TRANSPORT_DIAL_SLOTS]; // dialling side
+    struct slot **more;                     // listening side: as many as were ever in flight
+    size_t n_more;
+};
+
+static enum status err_from_nng(struct err *err, int rv, const char *what, const char *url)
+{
+    enum status s = STATUS_UNAVAILABLE;
+    switch (rv) {
+    case NNG_ENOMEM:
+        s = STATUS_RESOURCE_EXHAUSTED;
+        break;
+    case NNG_EINVAL:
+    case NNG_EADDRINVAL:
+    case NNG_ENOTSUP:
+        s = STATUS_INVALID_ARGUMENT;
+        break;
+    case NNG_EADDRINUSE:
+        s = STATUS_ALREADY_EXISTS;
+        break;
+    case NNG_EPERM:
+        s = STATUS_PERMISSION_DENIED;
+        break;
+    default:
+        break;
+    }
+    return err_set(err, s, "%s %s: %s", what, url, nng_strerror(rv));
+}
+
+static nng_msg *to_nng(struct transport_msg *m)
+{
+    return (nng_msg *)(void *)m;
+}
+
+static void slot_sent(void *arg)
+{
+    struct slot *s = arg;
+    struct transport *t = s->t;
+    if (nng_aio_result(s->aio) != 0) {
+        nng_msg *m = nng_aio_get_msg(s->aio);
+        if (m)
+            nng_msg_free(m);
+        nng_aio_set_msg(s->aio, NULL);
+    }
+    pthread_mutex_lock(&t->lock);
+    s->busy = false;
+    s->next = t->idle;
+    t->idle = s;
+    pthread_mutex_unlock(&t->lock);
+    if (t->ev->sent)
+        t->ev->sent(t->ud);
+}
+
+static struct slot *slot_new(struct transport *t)
+{
+    struct slot *s = mem_alloc(sizeof *s);
+    if (!s)
+        return NULL;
+    s->t = t;
+    if (nng_aio_alloc(&s->aio, slot_sent, s) != 0) {
+        mem_free(s);
+        return NULL;
+    }
+    return s;
+}
+
+// Called with the lock held.
+static struct slot *slot_more(struct transport *t)
+{
+    if (t->is_dialer)
+        return NULL;
+    struct slot **more = mem_realloc(t->more, t->n_more + 1, sizeof(struct slot *));
+    if (!more)
+        return NULL;
+    t->more = more;
+    struct slot *s = slot_new(t);
+    if (s)
+        t->more[t->n_more++] = s;
+    return s;
+}
+
+static void t_send(struct transport *t, uint32_t pipe, struct transport_msg *m)
+{
+    nng_msg *msg = to_nng(m);
+    nng_msg_header_clear(msg);
+    if ((!t->is_dialer && nng_msg_header_append_u32(msg, pipe) != 0) ||
+        nng_msg_header_append_u32(msg, REQUEST_WORD) != 0) {
+        nng_msg_free(msg);
+        nng_pipe_close((nng_pipe){.id = pipe}); // a lost record would be a gap
+        return;
+    }
+    pthread_mutex_lock(&t->lock);
+    struct slot *s = NULL;
+    if (!t->is_closing) {
+        s = t->idle;
+        if (s)
+            t->idle = s->next;
+        else
+            s = slot_more(t);
+    }
+    if (s)
+        s->busy = true;
+    pthread_mutex_unlock(&t->lock);
+    if (!s) {
+        nng_msg_free(msg);
+        nng_pipe_close((nng_pipe){.id = pipe});
+        return;
+    }
+    nng_aio_set_msg(s->aio, msg);
+    nng_send_aio(t->sock, s->aio);
+}
+
+static void received(void *arg)
+{
+    struct transport *t = arg;
+    int rv = nng_aio_result(t->recv);
+    if (rv == NNG_ECLOSED || rv == NNG_ECANCELED)
+        return;
+    if (rv == 0) {
+        nng_msg *m = nng_aio_get_msg(t->recv);
+        nng_aio_set_msg(t->recv, NULL);
+        t->ev->receive(t->ud, (uint32_t)nng_pipe_id(nng_msg_get_pipe(m)), (void *)m);
+    }
+    nng_recv_aio(t->sock, t->recv);
+}
+
+static void pipe_event(nng_pipe p, nng_pipe_ev ev, void *arg)
+{
+    struct transport *t = arg;
+    if (ev == NNG_PIPE_EV_ADD_PRE) {
+        if (!t->is_accepting || !t->ev->attach(t->ud, (uint32_t)nng_pipe_id(p)))
+            nng_pipe_close(p);
+    } else if (ev == NNG_PIPE_EV_REM_POST) {
+        t->ev->detach(t->ud, (uint32_t)nng_pipe_id(p));
+    }
+}
+
+static void t_free(struct transport *t)
+{
+    if (!t)
+        return;
+    pthread_mutex_lock(&t->lock);
+    t->is_closing = true;
+    pthread_mutex_unlock(&t->lock);
+    if (nng_socket_id(t->sock) > 0)
+        nng_close(t->sock);
+    if (t->recv) {
+        nng_aio_stop(t->recv);
+        nng_aio_free(t->recv);
+    }
+    for (size_t i = 0; i < TRANSPORT_DIAL_SLOTS; i++) {
+        if (!t->all[i])
+            continue;
+        nng_aio_stop(t->all[i]->aio);
+        nng_aio_free(t->all[i]->aio);
+        mem_free(t->all[i]);
+    }
+    for (size_t i = 0; i < t->n_more; i++) {
+        nng_aio_stop(t->more[i]->aio);
+        nng_aio_free(t->more[i]->aio);
+        mem_free(t->more[i]);
+    }
+    mem_free(t->more);
+    pthread_mutex_destroy(&t->lock);
+    mem_free(t);
+}
+
+static struct transport *t_new(const struct transport_events *ev, void *ud)
+{
+    struct transport *t = mem_alloc(sizeof *t);
+    if (!t)
+        return NULL;
+    pthread_mutex_init(&t->lock, NULL);
+    t->sock = (nng_socket)NNG_SOCKET_INITIALIZER;
+    t->listener = (nng_listener)NNG_LISTENER_INITIALIZER;
+    t->ev = ev;
+    t->ud = ud;
+    t->is_accepting = true;
+    if (nng_aio_alloc(&t->recv, received, t) != 0) {
+        t->recv = NULL;
+        t_free(t);
+        return NULL;
+    }
+    return t;
+}
+
+static int t_setup(struct transport *t)
+{
+    int rv = nng_socket_set_size(t->sock, NNG_OPT_RECVMAXSZ, CHAN_MAX_RECORD + SP_HEADER_MAX);
+    if (rv == 0)
+        rv = nng_pipe_notify(t->sock, NNG_PIPE_EV_ADD_PRE, pipe_event, t);
+    if (rv == 0)
+        rv = nng_pipe_notify(t->sock, NNG_PIPE_EV_REM_POST, pipe_event, t);
+    return rv;
+}
+
+// nng says where it listens as a socket address; port 0 has become a real one there.
+static void real_url(struct transport *t, const char *url, char *ret, size_t size)
+{
+    str_copy(ret, size, url);
+    nng_sockaddr sa;
+    if (!str_starts_with(url, "tcp://") ||
+        nng_listener_get_addr(t->listener, NNG_OPT_LOCADDR, &sa) != 0)
+        return;
+    const char *port = strrchr(url, ':');
+    if (!port)
+        return;
+    unsigned n = 0;
+    if (sa.s_family == NNG_AF_INET)
+        n = sa.s_in.sa_port;
+    else if (sa.s_family == NNG_AF_INET6)
+        n = sa.s_in6.sa_port;
+    uint8_t be[2];
+    uint16_t raw = (uint16_t)n;
+    memcpy(be, &raw, 2);
+    snprintf(ret, size, "%.*s:%u", (int)(port - url), url, (unsigned)(be[0] << 8 | be[1]));
+}
+
+static enum status t_listen(const char *url, const struct transport_events *ev, void *ud,
+                            char *ret_url, size_t ret_url_size, struct transport **ret,
+                            struct err *err)
+{
+    struct transport *t = t_new(ev, ud);
+    if (!t)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "listen on %s: out of memory", url);
+    int rv = nng_rep0_open_raw(&t->sock);
+    if (rv == 0)
+        rv = t_setup(t);
+    // The queue towards the pipes is emptied at once; room there saves a wake-up per record.
+    if (rv == 0)
+        rv = nng_socket_set_int(t->sock, NNG_OPT_SENDBUF, 64);
+    if (rv == 0)
+        rv = nng_socket_set_int(t->sock, NNG_OPT_RECVBUF, 16);
+    if (rv == 0)
+        nng_recv_aio(t->sock, t->recv);
+    if (rv == 0)
+        rv = nng_listen(t->sock, url, &t->listener, 0);
+    if (rv != 0) {
+        t_free(t);
+        return err_from_nng(err, rv, "listen on", url);
+    }
+    if (ret_url)
+        real_url(t, url, ret_url, ret_url_size);
+    *ret = t;
+    return STATUS_OK;
+}
+
+static enum status t_dial(const char *url, const struct transport_events *ev, void *ud,
+                          struct transport **ret, struct err *err)
+{
+    struct transport *t = t_new(ev, ud);
+    if (!t)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "dial %s: out of memory", url);
+    t->is_dialer = true;
+    int rv = nng_req0_open_raw(&t->sock);
+    if (rv == 0)
+        rv = t_setup(t);
+    if (rv == 0)
+        rv = nng_socket_set_int(t->sock, NNG_OPT_RECVBUF, 16);
+    if (rv == 0)
+        rv = nng_socket_set_ms(t->sock, NNG_OPT_RECONNMINT, RECONNECT_MIN_MS);
+    if (rv == 0)
+        rv = nng_socket_set_ms(t->sock, NNG_OPT_RECONNMAXT, RECONNECT_MAX_MS);
+    for (size_t i = 0; rv == 0 && i < TRANSPORT_DIAL_SLOTS; i++) {
+        struct slot *s = t->all[i] = slot_new(t);
+        if (!s) {
+            rv = NNG_ENOMEM;
+            break;
+        }
+        s->next = t->idle;
+        t->idle = s;
+    }
+    *ret = t; // events may name it from here on
+    if (rv == 0)
+        nng_recv_aio(t->sock, t->recv);
+    if (rv == 0)
+        rv = nng_dial(t->sock, url, NULL, NNG_FLAG_NONBLOCK);
+    if (rv != 0) {
+        *ret = NULL;
+        t_free(t);
+        return err_from_nng(err, rv, "dial", url);
+    }
+    return STATUS_OK;
+}
+
+static void t_drop(struct transport *t, uint32_t pipe)
+{
+    (void)t;
+    nng_pipe_close((nng_pipe){.id = pipe});
+}
+
+// Closing nng's listener would close every pipe it made, so new ones are refused instead.
+static void t_stop_accepting(struct transport *t)
+{
+    t->is_accepting = false;
+}
+
+static void t_quiesce(struct transport *t)
+{
+    for (size_t i = 0; i < TRANSPORT_DIAL_SLOTS; i++) {
+        pthread_mutex_lock(&t->lock);
+        bool busy = t->all[i]->busy;
+        pthread_mutex_unlock(&t->lock);
+        if (!busy)
+            continue;
+        nng_aio_cancel(t->all[i]->aio);
+        nng_aio_wait(t->all[i]->aio);
+    }
+}
+
+static struct transport_msg *t_msg_new(size_t n)
+{
+    nng_msg *m;
+    return nng_msg_alloc(&m, n) == 0 ? (void *)m : NULL;
+}
+static uint8_t *t_msg_data(struct transport_msg *m)
+{
+    return nng_msg_body(to_nng(m));
+}
+static size_t t_msg_size(struct transport_msg *m)
+{
+    return nng_msg_len(to_nng(m));
+}
+static void t_msg_shorten(struct transport_msg *m, size_t n)
+{
+    nng_msg_chop(to_nng(m), nng_msg_len(to_nng(m)) - n);
+}
+static void t_msg_free(struct transport_msg *m)
+{
+    if (m)
+        nng_msg_free(to_nng(m));
+}
+
+const struct transport_ops transport_nng = {
+    .listen = t_listen,
+    .dial = t_dial,
+    .send = t_send,
+    .drop = t_drop,
+    .stop_accepting = t_stop_accepting,
+    .quiesce = t_quiesce,
+    .free = t_free,
+    .msg_new = t_msg_new,
+    .msg_data = t_msg_data,
+    .msg_size = t_msg_size,
+    .msg_shorten = t_msg_shorten,
+    .msg_free = t_msg_free,
+};
+
+void transport_nng_fini(void)
+{
+    nng_fini();
+}
