@@ -95,7 +95,7 @@ struct media_source {
     int64_t duration_us;
     int64_t bitrate_bps;
     bool streamable; // index first: a player can start before the end has arrived
-    enum media_seek seek;
+    enum media_seek seek, audio_seek;
     // Audio positions: packets of `audio_frame` source samples each (0: not constant), one of which
     // begins at sample `audio_origin` of the timeline; coarse time stamps are snapped to that comb.
     uint32_t audio_frame;
@@ -145,6 +145,7 @@ struct media_rendition {
     uint32_t maxrate_bps;             // video: cap over 1 s
     uint32_t bandwidth_bps;           // peak for playlists, overhead included
     uint8_t crf, profile, level;      // H.264: CRF, profile_idc, level_idc
+    uint8_t color[3]; // video: primaries, transfer, matrix (ITU-T H.273 numbers); 2: not specified
     uint8_t scale_from;               // rendition that it is scaled from; MEDIA_FROM_SOURCE
     char recipe[384];                 // everything that shapes the bytes, as text
     uint8_t recipe_digest[32];

@@ -145,6 +145,7 @@ static void io_source(struct io *io, struct media_source *s)
     U(s->bitrate_bps, INT64_MAX);
     U(s->streamable, 1);
     U(s->seek, MEDIA_N_SEEKS - 1);
+    U(s->audio_seek, MEDIA_N_SEEKS - 1);
     U(s->audio_frame, 1 << 20);
     I(s->audio_origin);
     I(s->timeline_zero_us);
@@ -253,6 +254,8 @@ static void io_rendition(struct io *io, struct media_rendition *r)
     U(r->crf, UINT8_MAX);
     U(r->profile, UINT8_MAX);
     U(r->level, UINT8_MAX);
+    for (size_t i = 0; i < N_ELEMENTS(r->color); i++)
+        U(r->color[i], UINT8_MAX);
     U(r->scale_from, UINT8_MAX);
     io_text(io, r->recipe, sizeof(r->recipe));
     io_bytes(io, r->recipe_digest, sizeof(r->recipe_digest));

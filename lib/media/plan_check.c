@@ -15,7 +15,8 @@ static enum status check_source(const struct media_source *s, struct err *err)
         BAD("source of no bytes");
     if (s->duration_us < 0 || s->duration_us > MEDIA_MAX_DURATION_US)
         BAD("source longer than 8 hours");
-    if ((unsigned)s->container >= MEDIA_N_CONTAINERS || (unsigned)s->seek >= MEDIA_N_SEEKS)
+    if ((unsigned)s->container >= MEDIA_N_CONTAINERS || (unsigned)s->seek >= MEDIA_N_SEEKS ||
+        (unsigned)s->audio_seek >= MEDIA_N_SEEKS)
         BAD("unknown container or seek mode");
     if (s->n_tracks == 0 || s->n_tracks > MEDIA_MAX_TRACKS)
         BAD("%zu tracks", s->n_tracks);

@@ -1,0 +1,45 @@
+#pragma once
+// Probe, decode and encode: the only user of FFmpeg. Linked by cauce-codec and by tests alone;
+// input is untrusted, so callers run this confined.
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "media/media.h"
+
+// Where the source's bytes are. Borrowed for the call it is given to.
+struct codec_source {
+    int fd; // read with pread()
+    int64_t size;
+    // Make [offset, offset + len) readable on fd. False: cannot be had. NULL: everything is there.
+    bool (*need)(void *ud, int64_t offset, int64_t len);
+    void *ud;
+};
+
+// Where results go; called from one thread at a time.
+struct codec_sink {
+    enum status (*segment)(void *ud, const struct media_segment_out *out, const void *bytes,
+                           size_t n, struct err *err);
+    void (*progress)(void *ud, int64_t done, int64_t total);
+    void *ud;
+};
+
+// errors, of all calls: INVALID_ARGUMENT the input is at fault, the text is for people;
+// UNAVAILABLE bytes could not be had; RESOURCE_EXHAUSTED memory; others are ours.
+
+// Load every decoder and encoder that may be wanted. Before confinement; idempotent.
+enum status codec_preload(struct err *err) MUST_CHECK;
+// Name of this build of the encoders; part of recipes. Static storage.
+const char *codec_build(void);
+// Which instruction sets shape the encoders' output here ("avx2", "ssse3", ...). Static storage.
+const char *codec_cpu_class(void);
+
+// What the source is and the plan for it. Reads an index where there is one, the whole otherwise.
+enum status codec_probe(const struct codec_source *src, const struct codec_sink *progress,
+                        struct media_plan **ret, struct err *err) MUST_CHECK;
+// Make the segments of a chunk task, in ascending order per rendition. One decode serves all
+// renditions; bytes do not depend on which renditions or segments are asked for together, nor on
+// task->threads. Each segment agrees with media_cmaf_check().
+enum status codec_encode(const struct codec_source *src, const struct media_plan *plan,
+                         const struct media_task *task, const struct codec_sink *sink,
+                         struct err *err) MUST_CHECK;

@@ -1,0 +1,42 @@
+// A chunk task: check that it fits the plan, open the source, hand over to video or sound.
+#include "codec/internal.h"
+
+static enum status check_task(const struct media_plan *p, const struct media_task *t,
+                              struct err *err)
+{
+    enum media_kind kind = MEDIA_UNKNOWN;
+    for (uint32_t i = 0; i < t->n_renditions; i++) {
+        if (t->renditions[i] >= p->n_renditions)
+            return err_set(err, STATUS_FAILED_PRECONDITION, "task: no rendition %u in the plan",
+                           (unsigned)t->renditions[i]);
+        enum media_kind k = p->renditions[t->renditions[i]].kind;
+        if (i > 0 && k != kind)
+            return err_set(err, STATUS_FAILED_PRECONDITION, "task: renditions of two kinds");
+        for (uint32_t before = 0; before < i; before++)
+            if (t->renditions[before] == t->renditions[i])
+                return err_set(err, STATUS_FAILED_PRECONDITION, "task: a rendition twice");
+        kind = k;
+    }
+    const struct media_grid *g = media_plan_grid(p, kind);
+    if (!g || t->n_segments == 0 || t->first_segment >= g->n_segments ||
+        t->n_segments > g->n_segments - t->first_segment)
+        return err_set(err, STATUS_FAILED_PRECONDITION,
+                       "task: segments that the plan does not have");
+    return STATUS_OK;
+}
+
+enum status codec_encode(const struct codec_source *src, const struct media_plan *plan,
+                         const struct media_task *task, const struct codec_sink *sink,
+                         struct err *err)
+{
+    enum status s = check_task(plan, task, err);
+    if (s != STATUS_OK)
+        return s;
+    AUTO(codec_input_close_p) struct codec_input *in = NULL;
+    s = codec_input_open(src, &in, err);
+    if (s != STATUS_OK)
+        return s;
+    if (plan->renditions[task->renditions[0]].kind == MEDIA_VIDEO)
+        return codec_encode_video(in, plan, task, sink, err);
+    return codec_encode_audio(in, plan, task, sink, err);
+}

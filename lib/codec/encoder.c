@@ -1,0 +1,377 @@
+// Encoders by rendition. Everything that shapes bytes is set here explicitly and said in the
+// recipe.
+#include <stdio.h>
+#include <string.h>
+
+#include <libavutil/channel_layout.h>
+#include <libavutil/cpu.h>
+#include <libavutil/mem.h>
+#include <libavutil/opt.h>
+#include <libavutil/sha.h>
+
+#include "base/mem.h"
+#include "base/str.h"
+#include "codec/internal.h"
+
+#define CONFIG_MAX 2048
+
+const char *codec_build(void)
+{
+    return "cauce-codec 1, libavcodec " AV_STRINGIFY(LIBAVCODEC_VERSION);
+}
+
+const char *codec_cpu_class(void)
+{
+    static const struct {
+        int flag;
+        const char *name;
+    } classes[] = {{AV_CPU_FLAG_AVX512, "avx512"}, {AV_CPU_FLAG_AVX2, "avx2"},
+                   {AV_CPU_FLAG_AVX, "avx"},       {AV_CPU_FLAG_SSSE3, "ssse3"},
+                   {AV_CPU_FLAG_SSE2, "sse2"},     {AV_CPU_FLAG_NEON, "neon"}};
+    int have = av_get_cpu_flags();
+    for (size_t i = 0; i < N_ELEMENTS(classes); i++)
+        if (have & classes[i].flag)
+            return classes[i].name;
+    return "plain";
+}
+
+static const char *encoder_name(enum media_codec c)
+{
+    switch (c) {
+    case MEDIA_CODEC_H264:
+        return "libx264";
+    case MEDIA_CODEC_AAC:
+        return "aac";
+    case MEDIA_CODEC_OPUS:
+        return "libopus";
+    case MEDIA_CODEC_NONE:
+    case MEDIA_N_CODECS:
+        break;
+    }
+    return "";
+}
+
+// One segment is one group of pictures: no keyframe but the first. VBV half full at the start and
+// one second long, so that segments made apart keep the cap when played one after another.
+static const char x264_params[] =
+    "keyint=infinite:min-keyint=infinite:open-gop=0:vbv-init=0.5:threads=1:lookahead-threads=1:"
+    "sliced-threads=0:force-cfr=1";
+
+static void set_video(AVCodecContext *c, const struct media_rendition *r, AVDictionary **o)
+{
+    c->width = (int)r->width;
+    c->height = (int)r->height;
+    c->pix_fmt = AV_PIX_FMT_YUV420P;
+    c->sample_aspect_ratio = (AVRational){1, 1};
+    c->framerate = (AVRational){r->frame_rate.num, r->frame_rate.den};
+    c->time_base = (AVRational){r->frame_rate.den, r->frame_rate.num};
+    c->rc_max_rate = r->maxrate_bps;
+    c->rc_buffer_size = (int)r->maxrate_bps;
+    c->color_range = AVCOL_RANGE_MPEG;
+    c->color_primaries = r->color[0];
+    c->color_trc = r->color[1];
+    c->colorspace = r->color[2];
+    c->thread_count = 1;
+    av_dict_set(o, "preset", "veryfast", 0);
+    av_dict_set(o, "profile", "high", 0);
+    av_dict_set_int(o, "crf", r->crf, 0);
+    av_dict_set(o, "x264-params", x264_params, 0);
+    c->level = r->level;
+}
+
+static void set_audio(AVCodecContext *c, const struct media_rendition *r, const AVCodec *codec,
+                      AVDictionary **o)
+{
+    c->sample_rate = MEDIA_AUDIO_RATE;
+    c->sample_fmt = codec->sample_fmts ? codec->sample_fmts[0] : AV_SAMPLE_FMT_FLTP;
+    if (r->codec == MEDIA_CODEC_OPUS) {
+        c->sample_fmt = AV_SAMPLE_FMT_FLT;
+        av_dict_set(o, "vbr", "constrained", 0);
+        av_dict_set(o, "application", "audio", 0);
+        av_dict_set(o, "frame_duration", "20", 0);
+    }
+    c->time_base = (AVRational){1, MEDIA_AUDIO_RATE};
+    c->bit_rate = r->bitrate_bps;
+    av_channel_layout_default(&c->ch_layout, 2);
+    c->thread_count = 1;
+}
+
+enum status codec_encoder_open(const struct media_rendition *r, AVCodecContext **ret,
+                               struct err *err)
+{
+    const AVCodec *codec = avcodec_find_encoder_by_name(encoder_name(r->codec));
+    if (!codec)
+        return err_set(err, STATUS_INTERNAL, "encoder %s is missing in this build of FFmpeg",
+                       encoder_name(r->codec));
+    AUTO(codec_context_free_p) AVCodecContext *c = avcodec_alloc_context3(codec);
+    if (!c)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "encoder: out of memory");
+    AVDictionary *o = NULL;
+    if (r->kind == MEDIA_VIDEO)
+        set_video(c, r, &o);
+    else
+        set_audio(c, r, codec, &o);
+    c->flags |= AV_CODEC_FLAG_GLOBAL_HEADER | AV_CODEC_FLAG_BITEXACT;
+    int n = avcodec_open2(c, codec, &o);
+    const AVDictionaryEntry *unused = av_dict_get(o, "", NULL, AV_DICT_IGNORE_SUFFIX);
+    enum status s = STATUS_OK;
+    if (n == AVERROR(ENOMEM))
+        s = err_set(err, STATUS_RESOURCE_EXHAUSTED, "encoder %s: out of memory", codec->name);
+    else if (n < 0)
+        s = err_set(err, STATUS_INTERNAL, "encoder %s does not open for %s: %s", codec->name, r->id,
+                    av_err2str(n));
+    else if (unused)
+        s = err_set(err, STATUS_INTERNAL, "encoder %s has no option %s", codec->name, unused->key);
+    av_dict_free(&o);
+    if (s == STATUS_OK)
+        *ret = TAKE(c);
+    return s;
+}
+
+// ---- NAL units (H.264 Annex B) ----
+
+enum { NAL_SEI = 6, NAL_SPS = 7, NAL_PPS = 8, NAL_AUD = 9 };
+
+// The next unit after a start code at or after p: its bytes and length; NULL at the end.
+static const uint8_t *next_nal(const uint8_t *p, const uint8_t *end, size_t *ret_len)
+{
+    while (end - p >= 4 && !(p[0] == 0 && p[1] == 0 && p[2] == 1))
+        p++;
+    if (end - p < 4)
+        return NULL;
+    const uint8_t *nal = p += 3;
+    while (end - p >= 3 && !(p[0] == 0 && p[1] == 0 && p[2] <= 1))
+        p++;
+    if (end - p < 3)
+        p = end;
+    while (p > nal && p[-1] == 0) // trailing zeros belong to no unit
+        p--;
+    *ret_len = (size_t)(p - nal);
+    return nal;
+}
+
+bool codec_put_nals(struct buf *b, const uint8_t *p, size_t n)
+{
+    const uint8_t *end = p + n, *nal;
+    size_t len;
+    while ((nal = next_nal(p, end, &len))) {
+        p = nal + len;
+        unsigned type = len ? nal[0] & 31 : 0;
+        if (len == 0 || (type >= NAL_SEI && type <= NAL_AUD))
+            continue;
+        buf_put_be32(b, (uint32_t)len);
+        buf_append(b, nal, len);
+    }
+    return !b->failed;
+}
+
+// AVCDecoderConfigurationRecord (14496-15, 5.3.3.1.2) for one SPS and one PPS, 4:2:0, 8 bits.
+static enum status put_avcc(struct buf *b, const uint8_t *p, size_t n, struct err *err)
+{
+    const uint8_t *sps = NULL, *pps = NULL, *end = p + n, *nal;
+    size_t sps_len = 0, pps_len = 0, len;
+    while ((nal = next_nal(p, end, &len))) {
+        p = nal + len;
+        unsigned type = len ? nal[0] & 31 : 0;
+        if (type == NAL_SPS && !sps) {
+            sps = nal;
+            sps_len = len;
+        } else if (type == NAL_PPS && !pps) {
+            pps = nal;
+            pps_len = len;
+        }
+    }
+    if (!sps || !pps || sps_len < 4 || sps_len > 512 || pps_len > 512)
+        return err_set(err, STATUS_INTERNAL, "encoder gave no usable parameter sets");
+    buf_put_u8(b, 1);
+    buf_append(b, sps + 1, 3);
+    buf_put_u8(b, 0xff); // 4-byte lengths
+    buf_put_u8(b, 0xe1); // one SPS
+    buf_put_be16(b, (uint16_t)sps_len);
+    buf_append(b, sps, sps_len);
+    buf_put_u8(b, 1);
+    buf_put_be16(b, (uint16_t)pps_len);
+    buf_append(b, pps, pps_len);
+    if (sps[1] >= 100) {
+        buf_put_u8(b, 0xfd); // 4:2:0
+        buf_put_u8(b, 0xf8);
+        buf_put_u8(b, 0xf8);
+        buf_put_u8(b, 0);
+    }
+    return STATUS_OK;
+}
+
+// OpusSpecificBox from an OpusHead packet: the same fields, big-endian.
+static enum status put_dops(struct buf *b, const uint8_t *p, size_t n, struct err *err)
+{
+    if (n < 19 || memcmp(p, "OpusHead", 8) != 0 || p[18] != 0)
+        return err_set(err, STATUS_INTERNAL, "encoder gave no usable Opus header");
+    buf_put_u8(b, 0);
+    buf_put_u8(b, p[9]);
+    buf_put_be16(b, (uint16_t)(p[10] | p[11] << 8));
+    buf_put_be32(b, (uint32_t)p[12] | (uint32_t)p[13] << 8 | (uint32_t)p[14] << 16 |
+                        (uint32_t)p[15] << 24);
+    buf_put_be16(b, (uint16_t)(p[16] | p[17] << 8));
+    buf_put_u8(b, 0);
+    return STATUS_OK;
+}
+
+enum status codec_encoder_config(const AVCodecContext *enc, enum media_codec codec, struct buf *ret,
+                                 struct err *err)
+{
+    const uint8_t *p = enc->extradata;
+    size_t n = enc->extradata_size > 0 ? (size_t)enc->extradata_size : 0;
+    enum status s = STATUS_OK;
+    if (codec == MEDIA_CODEC_H264)
+        s = put_avcc(ret, p, n, err);
+    else if (codec == MEDIA_CODEC_OPUS)
+        s = put_dops(ret, p, n, err);
+    else if (n < 2)
+        s = err_set(err, STATUS_INTERNAL, "encoder gave no AAC configuration");
+    else
+        buf_append(ret, p, n);
+    if (s == STATUS_OK && ret->failed)
+        s = err_set(err, STATUS_RESOURCE_EXHAUSTED, "encoder configuration: out of memory");
+    return s;
+}
+
+enum status codec_encoder_matches(const AVCodecContext *enc, const struct media_plan *p,
+                                  size_t rendition, struct err *err)
+{
+    struct media_track_config planned;
+    struct buf b;
+    buf_init(&b, CONFIG_MAX);
+    enum status s = media_cmaf_init_config(p, rendition, &planned, err);
+    if (s == STATUS_OK)
+        s = codec_encoder_config(enc, p->renditions[rendition].codec, &b, err);
+    if (s == STATUS_OK &&
+        (b.len != planned.config_len || memcmp(b.data, planned.config, b.len) != 0))
+        s = err_set(err, STATUS_FAILED_PRECONDITION,
+                    "%s: this build's encoder differs from the plan's (%s)",
+                    p->renditions[rendition].id, p->build);
+    buf_done(&b);
+    return s;
+}
+
+// ---- what a plan says about a rendition ----
+
+static void write_recipe(struct media_rendition *r)
+{
+    if (r->kind == MEDIA_VIDEO)
+        snprintf(
+            r->recipe, sizeof(r->recipe),
+            "libx264 preset=veryfast profile=%u level=%u crf=%u maxrate=%u bufsize=%u %s fps=%d/%d "
+            "color=%u/%u/%u scale=%ux%u from=%u bicubic+accurate_rnd+bitexact; %s",
+            (unsigned)r->profile, (unsigned)r->level, (unsigned)r->crf, r->maxrate_bps,
+            r->maxrate_bps, x264_params, r->frame_rate.num, r->frame_rate.den,
+            (unsigned)r->color[0], (unsigned)r->color[1], (unsigned)r->color[2], r->width,
+            r->height, (unsigned)r->scale_from, codec_build());
+    else
+        snprintf(r->recipe, sizeof(r->recipe),
+                 "%s bitrate=%u rate=%d stereo frame=%u priming=%u warmup=4 tail=2; %s",
+                 encoder_name(r->codec), r->bitrate_bps, MEDIA_AUDIO_RATE, r->frame_samples,
+                 r->priming, codec_build());
+}
+
+static enum status digest_recipe(struct media_rendition *r, struct err *err)
+{
+    struct AVSHA *sha = av_sha_alloc();
+    if (!sha || av_sha_init(sha, 256) < 0) {
+        av_free(sha);
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "recipe: out of memory");
+    }
+    av_sha_update(sha, (const uint8_t *)r->recipe, strlen(r->recipe));
+    av_sha_final(sha, r->recipe_digest);
+    av_free(sha);
+    return STATUS_OK;
+}
+
+static void name_codec(struct media_rendition *r, const struct buf *config)
+{
+    switch (r->codec) {
+    case MEDIA_CODEC_H264:
+        snprintf(r->codecs, sizeof(r->codecs), "avc1.%02x%02x%02x", config->data[1],
+                 config->data[2], config->data[3]);
+        break;
+    case MEDIA_CODEC_AAC:
+        str_copy(r->codecs, sizeof(r->codecs), "mp4a.40.2");
+        break;
+    case MEDIA_CODEC_OPUS:
+        str_copy(r->codecs, sizeof(r->codecs), "opus");
+        break;
+    case MEDIA_CODEC_NONE:
+    case MEDIA_N_CODECS:
+        break;
+    }
+}
+
+static enum status make_init(struct media_rendition *r, const struct buf *config, struct err *err)
+{
+    bool video = r->kind == MEDIA_VIDEO;
+    struct media_track_config c = {.codec = r->codec,
+                                   .timescale = r->timescale,
+                                   .width = video ? r->width : 0,
+                                   .height = video ? r->height : 0,
+                                   .channels = video ? 0 : 2,
+                                   .sample_rate = video ? 0 : MEDIA_AUDIO_RATE,
+                                   .priming = r->priming,
+                                   .bitrate_bps = r->bitrate_bps,
+                                   .config = config->data,
+                                   .config_len = config->len};
+    struct buf b;
+    buf_init(&b, MEDIA_MAX_INIT_BYTES);
+    enum status s = media_cmaf_init(&c, &b, err);
+    if (s == STATUS_OK)
+        r->init = buf_take(&b, &r->init_len);
+    buf_done(&b);
+    return s;
+}
+
+enum status codec_rendition_finish(struct media_rendition *r, struct err *err)
+{
+    AUTO(codec_context_free_p) AVCodecContext *enc = NULL;
+    enum status s = codec_encoder_open(r, &enc, err);
+    if (s != STATUS_OK)
+        return s;
+    if (r->kind == MEDIA_AUDIO) {
+        r->priming = (uint32_t)enc->initial_padding;
+        if (enc->frame_size != (int)r->frame_samples)
+            return err_set(err, STATUS_INTERNAL, "encoder %s has frames of %d samples",
+                           enc->codec->name, enc->frame_size);
+    }
+    struct buf config;
+    buf_init(&config, CONFIG_MAX);
+    s = codec_encoder_config(enc, r->codec, &config, err);
+    if (s == STATUS_OK) {
+        name_codec(r, &config);
+        write_recipe(r);
+        s = make_init(r, &config, err);
+    }
+    if (s == STATUS_OK)
+        s = digest_recipe(r, err);
+    buf_done(&config);
+    return s;
+}
+
+enum status codec_preload(struct err *err)
+{
+    static const enum media_codec all[] = {MEDIA_CODEC_H264, MEDIA_CODEC_AAC, MEDIA_CODEC_OPUS};
+    av_log_set_level(AV_LOG_QUIET);
+    for (size_t i = 0; i < N_ELEMENTS(all); i++) {
+        struct media_rendition r = {.kind = all[i] == MEDIA_CODEC_H264 ? MEDIA_VIDEO : MEDIA_AUDIO,
+                                    .codec = all[i],
+                                    .width = 64,
+                                    .height = 64,
+                                    .frame_rate = {25, 1},
+                                    .bitrate_bps = 64000,
+                                    .maxrate_bps = 100000,
+                                    .crf = 30,
+                                    .level = 21,
+                                    .color = {2, 2, 2}};
+        AUTO(codec_context_free_p) AVCodecContext *c = NULL;
+        enum status s = codec_encoder_open(&r, &c, err);
+        if (s != STATUS_OK)
+            return s;
+    }
+    return STATUS_OK;
+}

@@ -1,0 +1,230 @@
+// A demuxer that can reach the given bytes and nothing else: own I/O, no protocols, no nested
+// opens, white lists of containers and codecs.
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <libavutil/dict.h>
+
+#include "base/mem.h"
+#include "codec/internal.h"
+
+#define IO_BUFFER (64 << 10)
+#define PROBE_BYTES "5242880"
+#define MAX_PIXELS "67108864"
+
+static const char formats[] =
+    "mov,matroska,mpegts,mpeg,avi,flv,ogg,mp3,aac,ac3,eac3,wav,w64,flac,gif";
+static const char codecs[] =
+    "h264,hevc,mpeg1video,mpeg2video,mpeg4,msmpeg4v1,msmpeg4v2,msmpeg4,h263,h263p,flv,vp6,vp6f,vp8,"
+    "vp9,libdav1d,av1,theora,mjpeg,prores,dnxhd,dvvideo,wmv1,wmv2,gif,png,cinepak,svq1,svq3,ffv1,"
+    "huffyuv,aac,mp3float,mp3,mp2float,mp2,mp1float,mp1,ac3,eac3,dca,opus,vorbis,flac,alac,amrnb,"
+    "amrwb,pcm_s16le,pcm_s16be,pcm_s24le,pcm_s24be,pcm_s32le,pcm_s32be,pcm_u8,pcm_s8,pcm_f32le,"
+    "pcm_f32be,pcm_f64le,pcm_f64be,pcm_alaw,pcm_mulaw,pcm_bluray,pcm_dvd,adpcm_ima_wav,"
+    "adpcm_ima_qt,adpcm_ms,adpcm_swf,nellymoser,wmav1,wmav2,speex,qdm2,gsm,gsm_ms";
+
+static int read_bytes(void *opaque, uint8_t *dst, int want)
+{
+    struct codec_input *in = opaque;
+    const struct codec_source *s = in->src;
+    int64_t left = s->size - in->pos;
+    if (left <= 0)
+        return AVERROR_EOF;
+    if (want > left)
+        want = (int)left;
+    if (s->need && !in->sparse && !s->need(s->ud, in->pos, want)) {
+        in->failed = true;
+        in->missing = in->pos;
+        return AVERROR(EIO);
+    }
+    ssize_t n = pread(s->fd, dst, (size_t)want, in->pos);
+    if (n <= 0) {
+        in->failed |= n < 0;
+        return n < 0 ? AVERROR(errno) : AVERROR_EOF;
+    }
+    in->pos += n;
+    return (int)n;
+}
+
+static int64_t seek_bytes(void *opaque, int64_t offset, int whence)
+{
+    struct codec_input *in = opaque;
+    if (whence == AVSEEK_SIZE)
+        return in->src->size;
+    whence &= ~AVSEEK_FORCE;
+    int64_t base = whence == SEEK_SET   ? 0
+                   : whence == SEEK_CUR ? in->pos
+                   : whence == SEEK_END ? in->src->size
+                                        : -1;
+    if (base < 0 || offset > INT64_MAX - base || base + offset < 0)
+        return AVERROR(EINVAL);
+    return in->pos = base + offset;
+}
+
+// Whatever a file names, it is not opened.
+static int refuse_open(AVFormatContext *s, AVIOContext **pb, const char *url, int flags,
+                       AVDictionary **options)
+{
+    (void)s, (void)pb, (void)url, (void)flags, (void)options;
+    return AVERROR(EPERM);
+}
+
+enum status codec_error(const struct codec_input *in, int av, const char *what, struct err *err)
+{
+    if (in && in->failed)
+        return err_set(err, STATUS_UNAVAILABLE, "%s: source bytes at %lld could not be had", what,
+                       (long long)in->missing);
+    if (av == AVERROR(ENOMEM))
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "%s: out of memory", what);
+    char text[AV_ERROR_MAX_STRING_SIZE] = "";
+    av_strerror(av, text, sizeof(text));
+    return err_set(err, STATUS_INVALID_ARGUMENT, "%s: %s", what, text);
+}
+
+void codec_input_close(struct codec_input *in)
+{
+    if (!in)
+        return;
+    AVIOContext *io = in->fmt ? in->fmt->pb : NULL;
+    avformat_close_input(&in->fmt);
+    if (io) {
+        av_freep(&io->buffer);
+        avio_context_free(&io);
+    }
+    mem_free(in);
+}
+
+static enum status prepare(struct codec_input *in, struct err *err)
+{
+    uint8_t *buffer = av_malloc(IO_BUFFER);
+    AVIOContext *io =
+        buffer ? avio_alloc_context(buffer, IO_BUFFER, 0, in, read_bytes, NULL, seek_bytes) : NULL;
+    in->fmt = io ? avformat_alloc_context() : NULL;
+    if (!in->fmt) {
+        if (io)
+            av_freep(&io->buffer);
+        else
+            av_free(buffer);
+        avio_context_free(&io);
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "source: out of memory");
+    }
+    in->fmt->pb = io;
+    in->fmt->flags |= AVFMT_FLAG_CUSTOM_IO;
+    in->fmt->io_open = refuse_open;
+    return STATUS_OK;
+}
+
+static enum status open_format(struct codec_input *in, struct err *err)
+{
+    AVDictionary *o = NULL;
+    av_dict_set(&o, "format_whitelist", formats, 0);
+    av_dict_set(&o, "codec_whitelist", codecs, 0);
+    av_dict_set(&o, "protocol_whitelist", "", 0);
+    av_dict_set(&o, "probesize", PROBE_BYTES, 0);
+    av_dict_set(&o, "max_streams", "64", 0);
+    av_dict_set(&o, "analyzeduration", "10000000", 0);
+    AVIOContext *io = in->fmt->pb;
+    int n = avformat_open_input(&in->fmt, NULL, NULL, &o);
+    av_dict_free(&o);
+    if (n >= 0)
+        return STATUS_OK;
+    // A failed open frees the format context but not our I/O.
+    av_freep(&io->buffer);
+    avio_context_free(&io);
+    if (in->failed || n == AVERROR(ENOMEM))
+        return codec_error(in, n, "source", err);
+    return err_set(err, STATUS_INVALID_ARGUMENT,
+                   n == AVERROR(EINVAL) || n == AVERROR_INVALIDDATA || n == AVERROR_EOF
+                       ? "this is not a film or sound file that can be read here, or it is cut off"
+                       : "the file cannot be read: damaged or cut off");
+}
+
+// Facts about the streams, from a bounded look at the data.
+static enum status look(struct codec_input *in, struct err *err)
+{
+    unsigned n = in->fmt->nb_streams;
+    AVDictionary **options = mem_array(n ? n : 1, sizeof(AVDictionary *));
+    if (!options)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "source: out of memory");
+    for (unsigned i = 0; i < n; i++) {
+        av_dict_set(&options[i], "max_pixels", MAX_PIXELS, 0);
+        av_dict_set(&options[i], "threads", "1", 0);
+        const AVCodecParameters *par = in->fmt->streams[i]->codecpar;
+        if ((uint32_t)par->width > MEDIA_MAX_SIDE_PX || (uint32_t)par->height > MEDIA_MAX_SIDE_PX ||
+            (int64_t)par->width * par->height > MEDIA_MAX_PIXELS)
+            in->fmt->streams[i]->discard = AVDISCARD_ALL;
+    }
+    int r = avformat_find_stream_info(in->fmt, options);
+    for (unsigned i = 0; i < n; i++)
+        av_dict_free(&options[i]);
+    mem_free(options);
+    return r < 0 ? codec_error(in, r, "the file cannot be read", err) : STATUS_OK;
+}
+
+enum status codec_input_open(const struct codec_source *src, struct codec_input **ret,
+                             struct err *err)
+{
+    if (src->size <= 0)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "the file is empty");
+    AUTO(codec_input_close_p) struct codec_input *in = mem_alloc(sizeof(*in));
+    if (!in)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "source: out of memory");
+    in->src = src;
+    enum status s = prepare(in, err);
+    if (s == STATUS_OK)
+        s = open_format(in, err);
+    if (s == STATUS_OK)
+        s = look(in, err);
+    if (s != STATUS_OK)
+        return s;
+    *ret = TAKE(in);
+    return STATUS_OK;
+}
+
+bool codec_is_mov(const struct codec_input *in)
+{
+    return strncmp(in->fmt->iformat->name, "mov,", 4) == 0;
+}
+
+enum status codec_decoder_open(struct codec_input *in, int stream, unsigned threads,
+                               AVCodecContext **ret, struct err *err)
+{
+    const AVStream *st = in->fmt->streams[stream];
+    const AVCodec *codec = avcodec_find_decoder(st->codecpar->codec_id);
+    if (!codec)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "codec %s is not supported",
+                       avcodec_get_name(st->codecpar->codec_id));
+    AUTO(codec_context_free_p) AVCodecContext *c = avcodec_alloc_context3(codec);
+    if (!c || avcodec_parameters_to_context(c, st->codecpar) < 0)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "decoder: out of memory");
+    c->pkt_timebase = st->time_base;
+    c->thread_count = threads > 16 ? 16 : (int)threads;
+    AVDictionary *o = NULL;
+    av_dict_set(&o, "codec_whitelist", codecs, 0);
+    av_dict_set(&o, "max_pixels", MAX_PIXELS, 0);
+    int n = avcodec_open2(c, codec, &o);
+    av_dict_free(&o);
+    if (n < 0)
+        return codec_error(in, n, "the file's codec cannot be opened", err);
+    *ret = TAKE(c);
+    return STATUS_OK;
+}
+
+enum status codec_input_seek(struct codec_input *in, int stream, enum media_seek how, int64_t ticks,
+                             int64_t offset, struct err *err)
+{
+    int n;
+    if (how == MEDIA_SEEK_BYTES && ticks != MEDIA_TIME_UNKNOWN && offset >= 0) {
+        n = avformat_seek_file(in->fmt, -1, INT64_MIN, offset, INT64_MAX, AVSEEK_FLAG_BYTE);
+    } else if (how == MEDIA_SEEK_TIME && ticks != MEDIA_TIME_UNKNOWN) {
+        n = av_seek_frame(in->fmt, stream, ticks, AVSEEK_FLAG_BACKWARD);
+    } else {
+        // The beginning: by bytes where the format allows it, for those that cannot seek by time.
+        n = av_seek_frame(in->fmt, stream, INT64_MIN / 2, AVSEEK_FLAG_BACKWARD);
+        if (n < 0)
+            n = avformat_seek_file(in->fmt, stream, INT64_MIN, 0, INT64_MAX, 0);
+        if (n < 0)
+            n = av_seek_frame(in->fmt, -1, 0, AVSEEK_FLAG_BYTE);
+    }
+    return n < 0 ? codec_error(in, n, "seek", err) : STATUS_OK;
+}

@@ -1,0 +1,81 @@
+#pragma once
+// Shared by the files of lib/codec.
+#include <libavcodec/avcodec.h>
+#include <libavformat/avformat.h>
+
+#include "codec/codec.h"
+
+static inline void codec_packet_free_p(AVPacket **p)
+{
+    av_packet_free(p);
+}
+static inline void codec_frame_free_p(AVFrame **f)
+{
+    av_frame_free(f);
+}
+static inline void codec_context_free_p(AVCodecContext **c)
+{
+    avcodec_free_context(c);
+}
+
+// ---- input.c: a demuxer on a codec_source ----
+struct codec_input {
+    const struct codec_source *src;
+    AVFormatContext *fmt;
+    int64_t pos;
+    bool failed;     // a needed byte could not be had
+    bool sparse;     // do not fetch: what is not there reads as zeros (only its index matters)
+    int64_t missing; // with failed: where
+};
+enum status codec_input_open(const struct codec_source *src, struct codec_input **ret,
+                             struct err *err) MUST_CHECK;
+void codec_input_close(struct codec_input *in);
+DEFINE_AUTO(struct codec_input, codec_input_close)
+// Status and text for what FFmpeg returned while doing `what`.
+enum status codec_error(const struct codec_input *in, int av, const char *what, struct err *err);
+// A decoder for that stream with our limits.
+enum status codec_decoder_open(struct codec_input *in, int stream, unsigned threads,
+                               AVCodecContext **ret, struct err *err) MUST_CHECK;
+bool codec_is_mov(const struct codec_input *in);
+// Go to where stream's time `ticks` (its own time base) can be decoded from; unknown: the
+// beginning.
+enum status codec_input_seek(struct codec_input *in, int stream, enum media_seek how, int64_t ticks,
+                             int64_t offset, struct err *err) MUST_CHECK;
+
+// ---- encoder.c: encoders by rendition, and what plans say about them ----
+enum status codec_encoder_open(const struct media_rendition *r, AVCodecContext **ret,
+                               struct err *err) MUST_CHECK;
+// Recipe, digest, codecs string, init segment, priming: from an opened encoder.
+enum status codec_rendition_finish(struct media_rendition *r, struct err *err) MUST_CHECK;
+// The decoder configuration that goes into the init segment, from an opened encoder.
+enum status codec_encoder_config(const AVCodecContext *enc, enum media_codec codec, struct buf *ret,
+                                 struct err *err) MUST_CHECK;
+// That an opened encoder makes what the plan's init segment says.
+enum status codec_encoder_matches(const AVCodecContext *enc, const struct media_plan *p,
+                                  size_t rendition, struct err *err) MUST_CHECK;
+// Annex B to length-prefixed NAL units, without SEI, delimiters and parameter sets. Appends.
+bool codec_put_nals(struct buf *b, const uint8_t *p, size_t n);
+
+// ---- picture.c: from decoded frames to a rung's picture ----
+struct codec_scaler;
+// Scales from `from` (NULL: decoded frames, to be turned by `rotation`) to width x height yuv420p.
+struct codec_scaler *codec_scaler_new(uint32_t width, uint32_t height, int rotation);
+void codec_scaler_free(struct codec_scaler *s);
+DEFINE_AUTO(struct codec_scaler, codec_scaler_free)
+// A new frame (or a reference to `in` when nothing is to be done). Clockwise rotation.
+enum status codec_scaler_run(struct codec_scaler *s, const AVFrame *in, AVFrame **ret,
+                             struct err *err) MUST_CHECK;
+
+// ---- facts.c ----
+int codec_rotation(const AVStream *st); // degrees clockwise: 0, 90, 180, 270
+// Size as shown: upright, square pixels.
+void codec_display_size(const AVStream *st, uint32_t *ret_w, uint32_t *ret_h);
+void codec_facts(const struct codec_input *in, struct media_source *s);
+
+// ---- video.c, audio.c ----
+enum status codec_encode_video(struct codec_input *in, const struct media_plan *plan,
+                               const struct media_task *task, const struct codec_sink *sink,
+                               struct err *err) MUST_CHECK;
+enum status codec_encode_audio(struct codec_input *in, const struct media_plan *plan,
+                               const struct media_task *task, const struct codec_sink *sink,
+                               struct err *err) MUST_CHECK;

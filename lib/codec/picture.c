@@ -1,0 +1,158 @@
+// From a decoded frame to a rung's picture: one conversion with fixed flags (accurate_rnd and
+// bitexact make it the same on every CPU), then a quarter turn where the camera was held upright.
+#include <string.h>
+
+#include <libavutil/imgutils.h>
+#include <libavutil/pixdesc.h>
+#include <libswscale/swscale.h>
+
+#include "base/mem.h"
+#include "codec/internal.h"
+
+struct codec_scaler {
+    struct SwsContext *sws;
+    int width, height, rotation; // of the result; the conversion's own size is turned back
+    int in_w, in_h, in_format, in_range, in_space;
+};
+
+struct codec_scaler *codec_scaler_new(uint32_t width, uint32_t height, int rotation)
+{
+    struct codec_scaler *s = mem_alloc(sizeof(*s));
+    if (s) {
+        s->width = (int)width;
+        s->height = (int)height;
+        s->rotation = rotation;
+        s->in_format = AV_PIX_FMT_NONE;
+    }
+    return s;
+}
+
+void codec_scaler_free(struct codec_scaler *s)
+{
+    if (!s)
+        return;
+    sws_freeContext(s->sws);
+    mem_free(s);
+}
+
+// The deprecated full-range formats are their plain ones with the range said apart.
+static int plain_format(int f, int *range)
+{
+    static const int pairs[][2] = {{AV_PIX_FMT_YUVJ420P, AV_PIX_FMT_YUV420P},
+                                   {AV_PIX_FMT_YUVJ422P, AV_PIX_FMT_YUV422P},
+                                   {AV_PIX_FMT_YUVJ444P, AV_PIX_FMT_YUV444P},
+                                   {AV_PIX_FMT_YUVJ440P, AV_PIX_FMT_YUV440P},
+                                   {AV_PIX_FMT_YUVJ411P, AV_PIX_FMT_YUV411P}};
+    for (size_t i = 0; i < N_ELEMENTS(pairs); i++) {
+        if (f == pairs[i][0]) {
+            *range = 1;
+            return pairs[i][1];
+        }
+    }
+    return f;
+}
+
+static int matrix_of(const AVFrame *f)
+{
+    switch (f->colorspace) {
+    case AVCOL_SPC_BT709:
+        return SWS_CS_ITU709;
+    case AVCOL_SPC_FCC:
+        return SWS_CS_FCC;
+    case AVCOL_SPC_SMPTE240M:
+        return SWS_CS_SMPTE240M;
+    case AVCOL_SPC_BT2020_NCL:
+    case AVCOL_SPC_BT2020_CL:
+        return SWS_CS_BT2020;
+    default:
+        return SWS_CS_ITU601;
+    }
+}
+
+static enum status set_up(struct codec_scaler *s, const AVFrame *in, int w, int h, struct err *err)
+{
+    int range = in->color_range == AVCOL_RANGE_JPEG, format = plain_format(in->format, &range);
+    int space = matrix_of(in);
+    if (s->sws && s->in_w == in->width && s->in_h == in->height && s->in_format == format &&
+        s->in_range == range && s->in_space == space)
+        return STATUS_OK;
+    sws_freeContext(s->sws);
+    s->sws = sws_getContext(in->width, in->height, format, w, h, AV_PIX_FMT_YUV420P,
+                            SWS_BICUBIC | SWS_ACCURATE_RND | SWS_BITEXACT, NULL, NULL, NULL);
+    if (!s->sws)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "pictures of format %s cannot be converted",
+                       av_get_pix_fmt_name(in->format) ? av_get_pix_fmt_name(in->format) : "?");
+    // The matrix stays the source's (the stream says which); only the range becomes the usual one.
+    // RGB has no range of its own and uses the destination's matrix.
+    const int *table = sws_getCoefficients(space);
+    (void)sws_setColorspaceDetails(s->sws, table, range, table, 0, 0, 1 << 16, 1 << 16);
+    s->in_w = in->width;
+    s->in_h = in->height;
+    s->in_format = format;
+    s->in_range = range;
+    s->in_space = space;
+    return STATUS_OK;
+}
+
+static AVFrame *picture_new(int w, int h)
+{
+    AVFrame *f = av_frame_alloc();
+    if (!f)
+        return NULL;
+    f->format = AV_PIX_FMT_YUV420P;
+    f->width = w;
+    f->height = h;
+    if (av_frame_get_buffer(f, 0) < 0)
+        av_frame_free(&f);
+    return f;
+}
+
+// dst (w x h) = src turned clockwise.
+static void turn_plane(uint8_t *dst, int dst_stride, const uint8_t *src, int src_stride, int w,
+                       int h, int rotation)
+{
+    for (int y = 0; y < h; y++) {
+        for (int x = 0; x < w; x++) {
+            int sx = rotation == 90 ? y : rotation == 180 ? w - 1 - x : h - 1 - y;
+            int sy = rotation == 90 ? w - 1 - x : rotation == 180 ? h - 1 - y : x;
+            dst[(ptrdiff_t)y * dst_stride + x] = src[(ptrdiff_t)sy * src_stride + sx];
+        }
+    }
+}
+
+static enum status turn(const AVFrame *in, int w, int h, int rotation, AVFrame **ret,
+                        struct err *err)
+{
+    AVFrame *out = picture_new(w, h);
+    if (!out)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "picture: out of memory");
+    for (int p = 0; p < 3; p++) {
+        int half = p > 0;
+        turn_plane(out->data[p], out->linesize[p], in->data[p], in->linesize[p], w >> half,
+                   h >> half, rotation);
+    }
+    *ret = out;
+    return STATUS_OK;
+}
+
+enum status codec_scaler_run(struct codec_scaler *s, const AVFrame *in, AVFrame **ret,
+                             struct err *err)
+{
+    bool turned = s->rotation % 180 != 0;
+    int w = turned ? s->height : s->width, h = turned ? s->width : s->height;
+    if (in->width <= 0 || in->height <= 0)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "picture without a size");
+    enum status st = set_up(s, in, w, h, err);
+    if (st != STATUS_OK)
+        return st;
+    AUTO(codec_frame_free_p) AVFrame *out = picture_new(w, h);
+    if (!out)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "picture: out of memory");
+    if (sws_scale(s->sws, (const uint8_t *const *)in->data, in->linesize, 0, in->height, out->data,
+                  out->linesize) != h)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "picture cannot be converted");
+    if (s->rotation)
+        return turn(out, s->width, s->height, s->rotation, ret, err);
+    *ret = TAKE(out);
+    return STATUS_OK;
+}

@@ -1,0 +1,698 @@
+// Probe: choose the streams, learn every time stamp (from an index where there is one, by reading
+// the whole otherwise), decode a first picture and a first sound to be sure that they can be, and
+// make the plan.
+#include <stdlib.h>
+#include <string.h>
+
+#include <libavutil/avutil.h>
+
+#include "base/mem.h"
+#include "base/str.h"
+#include "codec/internal.h"
+
+#define MAX_FPS 60
+#define FILL_MS 1000 // a picture shown longer is repeated, so that segments can be cut in it
+#define VFR_TIMESCALE 90000
+#define MAX_TRY_PACKETS 600
+#define SHORT_AUDIO_US (INT64_C(20) * 60 * 1000000)
+
+struct stamp {
+    int64_t pts, duration, pos;
+    bool key;
+};
+struct stamps {
+    struct stamp *p;
+    size_t n, cap;
+    AVRational tb;
+};
+
+struct probe {
+    struct codec_input *in;
+    const struct codec_sink *progress;
+    struct media_plan *plan;
+    int video, audio; // stream numbers, -1 none
+    struct stamps frames;
+    // sound: first and last times, packets' common length
+    int64_t audio_first, audio_end;
+    int64_t audio_trim; // samples to drop at the very end
+    size_t n_audio;
+};
+
+static bool stamps_add(struct stamps *s, struct stamp v)
+{
+    if (s->n == s->cap) {
+        size_t cap = s->cap ? s->cap * 2 : 1024;
+        struct stamp *p = mem_realloc(s->p, cap, sizeof(*p));
+        if (!p)
+            return false;
+        s->p = p;
+        s->cap = cap;
+    }
+    s->p[s->n++] = v;
+    return true;
+}
+
+// ---- streams ----
+
+static bool is_usable_video(const AVStream *st)
+{
+    const AVCodecParameters *par = st->codecpar;
+    return par->codec_type == AVMEDIA_TYPE_VIDEO &&
+           !(st->disposition & AV_DISPOSITION_ATTACHED_PIC) && par->width > 0 && par->height > 0 &&
+           avcodec_find_decoder(par->codec_id);
+}
+
+static bool is_usable_audio(const AVStream *st)
+{
+    const AVCodecParameters *par = st->codecpar;
+    return par->codec_type == AVMEDIA_TYPE_AUDIO && par->sample_rate > 0 &&
+           par->sample_rate <= 768000 && par->ch_layout.nb_channels > 0 &&
+           par->ch_layout.nb_channels <= 64 && avcodec_find_decoder(par->codec_id);
+}
+
+// Better: marked as default, then more pixels (sound: more channels), then earlier.
+static int64_t video_score(const AVStream *st)
+{
+    return (int64_t)st->codecpar->width * st->codecpar->height +
+           (st->disposition & AV_DISPOSITION_DEFAULT ? INT64_C(1) << 40 : 0);
+}
+
+static int64_t audio_score(const AVStream *st)
+{
+    return st->codecpar->ch_layout.nb_channels +
+           (st->disposition & AV_DISPOSITION_DEFAULT ? 1000 : 0);
+}
+
+static enum status choose_streams(struct probe *p, struct err *err)
+{
+    AVFormatContext *f = p->in->fmt;
+    p->video = p->audio = -1;
+    bool too_large = false;
+    for (unsigned i = 0; i < f->nb_streams && i < MEDIA_MAX_TRACKS; i++) {
+        AVStream *st = f->streams[i];
+        st->discard = AVDISCARD_ALL;
+        const AVCodecParameters *par = st->codecpar;
+        if ((uint32_t)par->width > MEDIA_MAX_SIDE_PX || (uint32_t)par->height > MEDIA_MAX_SIDE_PX ||
+            (int64_t)par->width * par->height > MEDIA_MAX_PIXELS) {
+            too_large = true;
+            continue;
+        }
+        if (is_usable_video(st) &&
+            (p->video < 0 || video_score(st) > video_score(f->streams[p->video])))
+            p->video = (int)i;
+        if (is_usable_audio(st) &&
+            (p->audio < 0 || audio_score(st) > audio_score(f->streams[p->audio])))
+            p->audio = (int)i;
+    }
+    if (too_large && p->video < 0)
+        return err_set(err, STATUS_INVALID_ARGUMENT,
+                       "the picture is larger than %dx%d or 64 megapixels", MEDIA_MAX_SIDE_PX,
+                       MEDIA_MAX_SIDE_PX);
+    if (p->video < 0 && p->audio < 0)
+        return err_set(err, STATUS_INVALID_ARGUMENT,
+                       "the file holds no picture or sound that can be decoded");
+    if (p->video >= 0)
+        f->streams[p->video]->discard = AVDISCARD_DEFAULT;
+    if (p->audio >= 0)
+        f->streams[p->audio]->discard = AVDISCARD_DEFAULT;
+    return STATUS_OK;
+}
+
+// ---- can it be decoded? ----
+
+// Decode from the beginning until a frame of `stream` comes: ret_samples is then the length that
+// three sound frames in a row had, or 0.
+static enum status try_decode(struct probe *p, int stream, int *ret_samples, struct err *err)
+{
+    AUTO(codec_context_free_p) AVCodecContext *dec = NULL;
+    AUTO(codec_packet_free_p) AVPacket *pkt = av_packet_alloc();
+    AUTO(codec_frame_free_p) AVFrame *frame = av_frame_alloc();
+    enum status s = codec_decoder_open(p->in, stream, 1, &dec, err);
+    if (s != STATUS_OK)
+        return s;
+    if (!pkt || !frame)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "probe: out of memory");
+    bool is_audio = stream == p->audio;
+    int n_packets = 0, got = 0, same = 0, length = 0, r = 0;
+    *ret_samples = 0;
+    while (n_packets < MAX_TRY_PACKETS && (got == 0 || (is_audio && got < 8))) {
+        r = av_read_frame(p->in->fmt, pkt);
+        if (r >= 0 && pkt->stream_index != stream) {
+            av_packet_unref(pkt);
+            continue;
+        }
+        n_packets++;
+        (void)avcodec_send_packet(dec, r >= 0 ? pkt : NULL); // a bad packet is not the end
+        av_packet_unref(pkt);
+        while (avcodec_receive_frame(dec, frame) >= 0) {
+            got++;
+            same = frame->nb_samples == length ? same + 1 : 1;
+            length = frame->nb_samples;
+            if (same >= 3)
+                *ret_samples = length;
+        }
+        if (r < 0)
+            break;
+    }
+    if (p->in->failed)
+        return codec_error(p->in, r, "probe", err);
+    if (got == 0)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "no %s can be decoded from the file",
+                       is_audio ? "sound" : "picture");
+    return STATUS_OK;
+}
+
+// ---- time stamps ----
+
+static void note_audio(struct probe *p, const AVPacket *pkt)
+{
+    int64_t t = pkt->pts != AV_NOPTS_VALUE ? pkt->pts : pkt->dts;
+    if (t == AV_NOPTS_VALUE)
+        return;
+    if (p->n_audio++ == 0 || t < p->audio_first)
+        p->audio_first = t;
+    int64_t end = t + (pkt->duration > 0 ? pkt->duration : 0);
+    if (end > p->audio_end || p->n_audio == 1) {
+        p->audio_end = end;
+        size_t size = 0;
+        const uint8_t *skip = av_packet_get_side_data(pkt, AV_PKT_DATA_SKIP_SAMPLES, &size);
+        p->audio_trim = skip && size >= 8
+                            ? (int64_t)((uint32_t)skip[4] | (uint32_t)skip[5] << 8 |
+                                        (uint32_t)skip[6] << 16 | (uint32_t)skip[7] << 24)
+                            : 0;
+    }
+}
+
+static enum status note_video(struct probe *p, const AVPacket *pkt, struct err *err)
+{
+    int64_t t = pkt->pts != AV_NOPTS_VALUE ? pkt->pts : pkt->dts;
+    if (t == AV_NOPTS_VALUE || (pkt->flags & AV_PKT_FLAG_DISCARD))
+        return STATUS_OK;
+    struct stamp s = {t, pkt->duration, pkt->pos, (pkt->flags & AV_PKT_FLAG_KEY) != 0};
+    if (p->frames.n >= MEDIA_MAX_FRAMES)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "the file holds more than %u pictures",
+                       MEDIA_MAX_FRAMES);
+    if (!stamps_add(&p->frames, s))
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "probe: out of memory");
+    return STATUS_OK;
+}
+
+static enum status scan(struct probe *p, struct err *err)
+{
+    AUTO(codec_packet_free_p) AVPacket *pkt = av_packet_alloc();
+    if (!pkt)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "probe: out of memory");
+    int64_t said = 0;
+    int r;
+    while ((r = av_read_frame(p->in->fmt, pkt)) >= 0) {
+        bool whole = pkt->pos < 0 || pkt->size < 0 || pkt->pos + pkt->size <= p->in->src->size;
+        enum status s = STATUS_OK;
+        if (whole && pkt->stream_index == p->video)
+            s = note_video(p, pkt, err);
+        else if (whole && pkt->stream_index == p->audio && !(pkt->flags & AV_PKT_FLAG_DISCARD))
+            note_audio(p, pkt);
+        av_packet_unref(pkt);
+        if (s != STATUS_OK)
+            return s;
+        if (p->progress && p->progress->progress && p->in->pos - said >= 8 << 20) {
+            said = p->in->pos;
+            p->progress->progress(p->progress->ud, said, p->in->src->size);
+        }
+    }
+    if (p->in->failed)
+        return codec_error(p->in, r, "probe", err);
+    return STATUS_OK;
+}
+
+// ---- the video grid ----
+
+static int by_pts(const void *a, const void *b)
+{
+    const struct stamp *x = a, *y = b;
+    return x->pts < y->pts ? -1 : x->pts > y->pts;
+}
+
+// Sorted, no two at one time.
+static void sort_stamps(struct stamps *s)
+{
+    qsort(s->p, s->n, sizeof(*s->p), by_pts);
+    size_t n = 0;
+    for (size_t i = 0; i < s->n; i++) {
+        if (n && s->p[i].pts == s->p[n - 1].pts)
+            s->p[n - 1].key |= s->p[i].key;
+        else
+            s->p[n++] = s->p[i];
+    }
+    s->n = n;
+}
+
+// Where frame i would lie on a grid of that rate anchored at the first; -1 when off by more than
+// the time base's own rounding.
+static int64_t grid_index(const struct stamps *s, size_t i, AVRational rate)
+{
+    int64_t d = s->p[i].pts - s->p[0].pts;
+    AVRational frame = {rate.den, rate.num};
+    int64_t k = av_rescale_q_rnd(d, s->tb, frame, AV_ROUND_NEAR_INF);
+    int64_t back = av_rescale_q_rnd(k, frame, s->tb, AV_ROUND_NEAR_INF), off = d - back;
+    int64_t ms = av_rescale_q(1, (AVRational){1, 1000}, s->tb);
+    return (off < 0 ? -off : off) <= (ms > 1 ? ms : 1) ? k : -1;
+}
+
+// A constant rate fits when every frame lies on its grid, at a place of its own, and at most 5 % of
+// the places are empty.
+static bool rate_fits(const struct stamps *s, AVRational rate, int64_t *ret_places)
+{
+    if (rate.num <= 0 || rate.den <= 0 || av_q2d(rate) < 0.5 || av_q2d(rate) > 1000)
+        return false;
+    int64_t last = -1;
+    for (size_t i = 0; i < s->n; i++) {
+        int64_t k = grid_index(s, i, rate);
+        if (k <= last)
+            return false;
+        last = k;
+    }
+    *ret_places = last + 1;
+    return (last + 1 - (int64_t)s->n) * 20 <= last + 1;
+}
+
+static bool find_rate(const struct probe *p, AVRational *ret, int64_t *ret_places)
+{
+    const AVStream *st = p->in->fmt->streams[p->video];
+    const struct stamps *s = &p->frames;
+    AVRational mean = {0, 1};
+    if (s->n > 1)
+        (void)av_reduce(&mean.num, &mean.den, (int64_t)(s->n - 1) * s->tb.den,
+                        (s->p[s->n - 1].pts - s->p[0].pts) * s->tb.num, 1001000);
+    int whole = mean.den ? (int)(av_q2d(mean) + 0.5) : 0;
+    const AVRational candidates[] = {
+        st->avg_frame_rate, st->r_frame_rate, mean, {whole, 1}, {whole * 1000, 1001}};
+    for (size_t i = 0; i < N_ELEMENTS(candidates); i++) {
+        AVRational r = candidates[i];
+        if (r.num > 0 && r.den > 0 && av_reduce(&r.num, &r.den, r.num, r.den, 120000) &&
+            rate_fits(s, r, ret_places)) {
+            *ret = r;
+            return true;
+        }
+    }
+    return false;
+}
+
+static enum status too_long(struct err *err)
+{
+    return err_set(err, STATUS_INVALID_ARGUMENT, "the film is longer than 8 hours");
+}
+
+static enum status constant_grid(struct probe *p, AVRational rate, int64_t places, int64_t zero,
+                                 struct err *err)
+{
+    struct media_grid *g = &p->plan->video;
+    int64_t every = 1; // rates above 60 are thinned
+    while (av_q2d(rate) / (double)every > MAX_FPS + 0.5)
+        every++;
+    AVRational out;
+    av_reduce(&out.num, &out.den, rate.num, (int64_t)rate.den * every, INT32_MAX / 4096);
+    int64_t factor = 1;
+    while (out.num * factor < 10000)
+        factor *= 2;
+    // Frames before the first one (it begins after time 0) show the first one.
+    AVRational frame = {out.den, out.num};
+    int64_t lead =
+        av_rescale_q_rnd(p->frames.p[0].pts - zero, p->frames.tb, frame, AV_ROUND_NEAR_INF);
+    int64_t n = (places + every - 1) / every + (lead > 0 ? lead : 0);
+    if (n > MEDIA_MAX_FRAMES || n / av_q2d(out) * 1e6 > (double)MEDIA_MAX_DURATION_US)
+        return too_long(err);
+    g->timescale = (uint32_t)(out.num * factor);
+    g->frame_ticks = (uint32_t)(out.den * factor);
+    g->n_frames = (uint32_t)n;
+    g->duration = n * g->frame_ticks;
+    return STATUS_OK;
+}
+
+struct times {
+    int64_t *p;
+    size_t n, cap;
+};
+
+static bool times_add(struct times *t, int64_t v)
+{
+    if (t->n == t->cap) {
+        size_t cap = t->cap ? t->cap * 2 : 1024;
+        int64_t *p = mem_realloc(t->p, cap, sizeof(*p));
+        if (!p)
+            return false;
+        t->p = p;
+        t->cap = cap;
+    }
+    t->p[t->n++] = v;
+    return true;
+}
+
+// Explicit times: the source's own, not closer than 60 a second, with long stills repeated.
+static enum status variable_grid(struct probe *p, int64_t zero, struct err *err)
+{
+    const struct stamps *s = &p->frames;
+    struct media_grid *g = &p->plan->video;
+    AVRational tick = {1, VFR_TIMESCALE};
+    const int64_t least = VFR_TIMESCALE / MAX_FPS * 9 / 10, fill = VFR_TIMESCALE / 1000 * FILL_MS;
+    struct times t = {0};
+    bool ok = times_add(&t, 0);
+    int64_t last_len = VFR_TIMESCALE / 25;
+    for (size_t i = 0; i < s->n && ok; i++) {
+        int64_t at = av_rescale_q(s->p[i].pts - zero, s->tb, tick);
+        if (media_ticks_to_us(at, VFR_TIMESCALE) > MEDIA_MAX_DURATION_US) {
+            mem_free(t.p);
+            return too_long(err);
+        }
+        int64_t before = t.p[t.n - 1];
+        if (at < before + least)
+            continue;
+        last_len = at - before;
+        while (ok && at - t.p[t.n - 1] > fill * 3 / 2)
+            ok = times_add(&t, t.p[t.n - 1] + fill);
+        ok = ok && times_add(&t, at);
+    }
+    if (s->n && s->p[s->n - 1].duration > 0)
+        last_len = av_rescale_q(s->p[s->n - 1].duration, s->tb, tick);
+    if (last_len < least)
+        last_len = least;
+    if (last_len > fill)
+        last_len = fill;
+    ok = ok && times_add(&t, t.p[t.n - 1] + last_len);
+    if (!ok || t.n - 1 > MEDIA_MAX_FRAMES) {
+        mem_free(t.p);
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "probe: out of memory");
+    }
+    g->timescale = VFR_TIMESCALE;
+    g->n_frames = (uint32_t)(t.n - 1);
+    g->frame_times = t.p;
+    g->duration = t.p[t.n - 1];
+    return STATUS_OK;
+}
+
+static enum status cut_video(struct probe *p, int64_t zero, struct err *err)
+{
+    struct media_grid *g = &p->plan->video;
+    const struct stamps *s = &p->frames;
+    struct media_keyframe *keys = mem_array(s->n, sizeof(*keys));
+    if (!keys)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "probe: out of memory");
+    size_t n = 0;
+    AVRational tick = {1, (int)g->timescale};
+    // A keyframe's place on the grid, half a frame late at most by rounding.
+    for (size_t i = 0; i < s->n; i++)
+        if (s->p[i].key)
+            keys[n++] = (struct media_keyframe){
+                .time = av_rescale_q_rnd(s->p[i].pts - zero, s->tb, tick, AV_ROUND_DOWN) -
+                        (g->frame_ticks ? g->frame_ticks / 4 : 0),
+                .ticks = s->p[i].pts,
+                .offset = s->p[i].pos};
+    enum status st = media_plan_cut_video(g, keys, n, err);
+    mem_free(keys);
+    return st;
+}
+
+// Least delay by which x264 with up to three B-frames in two levels reorders: two frames.
+static uint32_t reorder_shift(const struct media_grid *g)
+{
+    int64_t most = 0;
+    if (!g->frame_times)
+        return g->frame_ticks * 2;
+    for (uint32_t i = 2; i <= g->n_frames; i++)
+        if (g->frame_times[i] - g->frame_times[i - 2] > most)
+            most = g->frame_times[i] - g->frame_times[i - 2];
+    return (uint32_t)most;
+}
+
+static uint8_t color_code(int v, int unspecified_also)
+{
+    return v > 0 && v < 23 && v != unspecified_also ? (uint8_t)v : 2;
+}
+
+static enum status add_ladder(struct probe *p, struct err *err)
+{
+    struct media_plan *plan = p->plan;
+    const AVStream *st = p->in->fmt->streams[p->video];
+    const struct media_grid *g = &plan->video;
+    struct media_rational fps = {25, 1};
+    uint32_t w, h;
+    codec_display_size(st, &w, &h);
+    int num = 25, den = 1;
+    if (g->frame_ticks)
+        av_reduce(&num, &den, g->timescale, g->frame_ticks, 1 << 20);
+    else // to a thousandth, so that recipes stay readable
+        av_reduce(&num, &den, (int64_t)g->n_frames * g->timescale * 1000 / g->duration, 1000,
+                  1 << 20);
+    if (num > 0 && den > 0)
+        fps = (struct media_rational){num, den};
+    plan->n_renditions = media_plan_ladder(w, h, fps, plan->renditions, 5);
+    for (size_t i = 0; i < plan->n_renditions; i++) {
+        struct media_rendition *r = &plan->renditions[i];
+        r->timescale = g->timescale;
+        r->cts_shift = reorder_shift(g);
+        r->color[0] = color_code(st->codecpar->color_primaries, 0);
+        r->color[1] = color_code(st->codecpar->color_trc, 0);
+        // 4:2:0 cannot be RGB (0); YCgCo and the like are left unsaid too.
+        r->color[2] = color_code(st->codecpar->color_space, AVCOL_SPC_YCGCO);
+        enum status s = codec_rendition_finish(r, err);
+        if (s != STATUS_OK)
+            return s;
+    }
+    return STATUS_OK;
+}
+
+static enum status plan_video(struct probe *p, int64_t zero, struct err *err)
+{
+    AVRational rate;
+    int64_t places = 0;
+    enum status s;
+    if (find_rate(p, &rate, &places))
+        s = constant_grid(p, rate, places, zero, err);
+    else
+        s = variable_grid(p, zero, err);
+    if (s == STATUS_OK)
+        s = cut_video(p, zero, err);
+    return s == STATUS_OK ? add_ladder(p, err) : s;
+}
+
+// ---- the audio grid ----
+
+static enum status add_audio_rendition(struct probe *p, const char *id, enum media_codec codec,
+                                       struct err *err)
+{
+    struct media_rendition *r = &p->plan->renditions[p->plan->n_renditions++];
+    r->kind = MEDIA_AUDIO;
+    r->codec = codec;
+    str_copy(r->id, sizeof(r->id), id);
+    r->frame_rate = (struct media_rational){0, 1};
+    r->timescale = MEDIA_AUDIO_RATE;
+    r->frame_samples = codec == MEDIA_CODEC_AAC ? 1024 : 960;
+    r->bitrate_bps = 128000;
+    return codec_rendition_finish(r, err);
+}
+
+// The comb on which packets' first samples lie, for time bases coarser than a sample.
+static void set_comb(struct probe *p, int frame_samples, int64_t zero)
+{
+    const AVStream *st = p->in->fmt->streams[p->audio];
+    int rate = st->codecpar->sample_rate;
+    struct media_source *s = &p->plan->source;
+    bool coarse = (int64_t)st->time_base.num * rate > st->time_base.den;
+    if (!coarse || frame_samples < 64 || frame_samples > 1 << 16)
+        return;
+    s->audio_frame = (uint32_t)frame_samples;
+    s->audio_origin = av_rescale_q(p->audio_first - zero, st->time_base, (AVRational){1, rate});
+}
+
+static enum status plan_audio(struct probe *p, int64_t zero, int frame_samples, struct err *err)
+{
+    const AVStream *st = p->in->fmt->streams[p->audio];
+    AVRational sample = {1, MEDIA_AUDIO_RATE};
+    int64_t n = av_rescale_q(p->audio_end - zero, st->time_base, sample) -
+                av_rescale(p->audio_trim, MEDIA_AUDIO_RATE, st->codecpar->sample_rate);
+    if (n / MEDIA_AUDIO_RATE > MEDIA_MAX_DURATION_US / 1000000)
+        return too_long(err);
+    set_comb(p, frame_samples, zero);
+    size_t first = p->plan->n_renditions;
+    enum status s = add_audio_rendition(p, "a128", MEDIA_CODEC_AAC, err);
+    if (s == STATUS_OK && p->video < 0)
+        s = add_audio_rendition(p, "o128", MEDIA_CODEC_OPUS, err);
+    uint32_t priming = 0;
+    for (size_t i = first; i < p->plan->n_renditions; i++)
+        if (p->plan->renditions[i].priming > priming)
+            priming = p->plan->renditions[i].priming;
+    return s == STATUS_OK ? media_plan_cut_audio(&p->plan->audio, n, priming, err) : s;
+}
+
+// ---- putting it together ----
+
+static int64_t to_us(int64_t t, AVRational tb)
+{
+    return av_rescale_q(t, tb, AV_TIME_BASE_Q);
+}
+
+// Time 0 of the timeline, in us of source time. MP4 and Matroska say it themselves unless what they
+// say would mean minutes of nothing (a recording that was joined in the middle).
+static int64_t find_zero(const struct probe *p)
+{
+    int64_t first = INT64_MAX;
+    if (p->frames.n)
+        first = to_us(p->frames.p[0].pts, p->frames.tb);
+    if (p->n_audio) {
+        int64_t a = to_us(p->audio_first, p->in->fmt->streams[p->audio]->time_base);
+        if (a < first)
+            first = a;
+    }
+    bool own = codec_is_mov(p->in) || str_starts_with(p->in->fmt->iformat->name, "matroska");
+    return own && first > -1000000 && first < 5000000 ? 0 : first;
+}
+
+static void set_seek_modes(struct probe *p)
+{
+    struct media_source *s = &p->plan->source;
+    const char *f = p->in->fmt->iformat->name;
+    bool packets = str_starts_with(f, "mpeg"); // transport and program streams: no index at all
+    s->seek = packets                                ? MEDIA_SEEK_BYTES
+              : str_eq(f, "ogg") || str_eq(f, "gif") ? MEDIA_SEEK_NONE
+                                                     : MEDIA_SEEK_TIME;
+    // Seeking by time must give exact times of samples: these do; others are short enough to be
+    // decoded from the beginning, or long enough for a small error to be the lesser evil.
+    bool exact = codec_is_mov(p->in) || str_starts_with(f, "matroska") || str_eq(f, "wav") ||
+                 str_eq(f, "flac") || str_eq(f, "mpegts");
+    s->audio_seek = exact || s->duration_us > SHORT_AUDIO_US ? MEDIA_SEEK_TIME : MEDIA_SEEK_NONE;
+}
+
+// Drop frames before time 0, but keep the last of them when nothing else is there at 0.
+static void trim_start(struct stamps *s, int64_t zero_us)
+{
+    int64_t zero = av_rescale_q(zero_us, AV_TIME_BASE_Q, s->tb);
+    size_t n = 0;
+    while (n + 1 < s->n && s->p[n + 1].pts <= zero)
+        n++;
+    if (n) {
+        s->n -= n;
+        memmove(s->p, s->p + n, s->n * sizeof(*s->p));
+    }
+    if (s->n && s->p[0].pts < zero)
+        s->p[0].pts = zero;
+}
+
+static enum status make_plan(struct probe *p, int audio_frame, struct err *err)
+{
+    struct media_plan *plan = p->plan;
+    int64_t zero = find_zero(p);
+    plan->source.timeline_zero_us = zero;
+    plan->kind = p->video >= 0 ? MEDIA_VIDEO : MEDIA_AUDIO;
+    str_copy(plan->build, sizeof(plan->build), codec_build());
+    enum status s = STATUS_OK;
+    if (p->video >= 0) {
+        trim_start(&p->frames, zero);
+        plan->source.tracks[p->video].chosen = true;
+        s = plan_video(p, av_rescale_q(zero, AV_TIME_BASE_Q, p->frames.tb), err);
+    }
+    if (s == STATUS_OK && p->audio >= 0) {
+        AVRational tb = p->in->fmt->streams[p->audio]->time_base;
+        plan->source.tracks[p->audio].chosen = true;
+        s = plan_audio(p, av_rescale_q(zero, AV_TIME_BASE_Q, tb), audio_frame, err);
+    }
+    if (s != STATUS_OK)
+        return s;
+    plan->source.duration_us = media_plan_duration_us(plan);
+    if (plan->source.duration_us > 0)
+        plan->source.bitrate_bps =
+            media_scale_near(plan->source.size_bytes, 8000000, plan->source.duration_us);
+    set_seek_modes(p);
+    media_plan_set_bandwidth(plan);
+    s = media_plan_check(plan, err);
+    return s == STATUS_OK ? s : err_wrap(err, STATUS_INTERNAL, "probe");
+}
+
+// Sound that cannot be decoded does not spoil a film; a film whose picture cannot be is refused.
+static enum status try_streams(struct probe *p, int *ret_audio_frame, struct err *err)
+{
+    int none;
+    *ret_audio_frame = 0;
+    if (p->video >= 0) {
+        enum status s = try_decode(p, p->video, &none, err);
+        if (s != STATUS_OK)
+            return s;
+    }
+    if (p->audio < 0)
+        return STATUS_OK;
+    enum status s = STATUS_OK;
+    if (p->video >= 0)
+        s = codec_input_seek(p->in, p->audio, MEDIA_SEEK_NONE, MEDIA_TIME_UNKNOWN, -1, err);
+    if (s == STATUS_OK)
+        s = try_decode(p, p->audio, ret_audio_frame, err);
+    if (s == STATUS_INVALID_ARGUMENT && p->video >= 0) {
+        p->in->fmt->streams[p->audio]->discard = AVDISCARD_ALL;
+        p->audio = -1;
+        s = STATUS_OK;
+    }
+    return s;
+}
+
+// An index that tells of every packet: reading on needs none of the data.
+static bool has_full_index(const struct probe *p)
+{
+    if (!codec_is_mov(p->in))
+        return false;
+    const int streams[2] = {p->video, p->audio};
+    for (size_t i = 0; i < N_ELEMENTS(streams); i++) {
+        if (streams[i] < 0)
+            continue;
+        const AVStream *st = p->in->fmt->streams[streams[i]];
+        int n = avformat_index_get_entries_count(st);
+        if (n == 0 || st->nb_frames <= 0 || n < st->nb_frames)
+            return false; // fragments follow
+    }
+    return true;
+}
+
+static enum status run(struct probe *p, struct err *err)
+{
+    int audio_frame = 0;
+    enum status s = choose_streams(p, err);
+    if (s == STATUS_OK)
+        s = try_streams(p, &audio_frame, err);
+    if (s != STATUS_OK)
+        return s;
+    codec_facts(p->in, &p->plan->source);
+    int anchor = p->video >= 0 ? p->video : p->audio;
+    s = codec_input_seek(p->in, anchor, MEDIA_SEEK_NONE, MEDIA_TIME_UNKNOWN, -1, err);
+    if (s != STATUS_OK)
+        return s;
+    if (p->video >= 0)
+        p->frames.tb = p->in->fmt->streams[p->video]->time_base;
+    p->in->sparse = has_full_index(p);
+    s = scan(p, err);
+    if (s != STATUS_OK)
+        return s;
+    sort_stamps(&p->frames);
+    if (p->video >= 0 && p->frames.n == 0)
+        return err_set(err, STATUS_INVALID_ARGUMENT,
+                       "the film has no pictures: damaged or cut off");
+    if (p->audio >= 0 && (p->n_audio == 0 || p->audio_end <= p->audio_first)) {
+        if (p->video < 0)
+            return err_set(err, STATUS_INVALID_ARGUMENT,
+                           "the file holds no sound: damaged or cut off");
+        p->audio = -1;
+    }
+    return make_plan(p, audio_frame, err);
+}
+
+enum status codec_probe(const struct codec_source *src, const struct codec_sink *progress,
+                        struct media_plan **ret, struct err *err)
+{
+    AUTO(media_plan_free_p) struct media_plan *plan = media_plan_new();
+    struct probe p = {.progress = progress, .plan = plan};
+    if (!plan)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "probe: out of memory");
+    enum status s = codec_input_open(src, &p.in, err);
+    if (s == STATUS_OK)
+        s = run(&p, err);
+    mem_free(p.frames.p);
+    codec_input_close(p.in);
+    if (s == STATUS_OK)
+        *ret = TAKE(plan);
+    return s;
+}
