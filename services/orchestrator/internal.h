@@ -80,6 +80,7 @@ struct orch {
     struct sweeper *sweeper;
     struct event_log *events;
     struct db_listener *listener;
+    bool migrated, db_answers; // atomic; for readiness
 };
 // Starts threads; serves nothing yet.
 enum status orch_new(const struct orch_env *env, struct orch **ret, struct err *err) MUST_CHECK;
@@ -158,6 +159,9 @@ enum status queue_raise(struct db *db, const char *item, const char *rendition, 
 // Dead and cancelled tasks of a failed job, from the start.
 // errors  NOT_FOUND; FAILED_PRECONDITION: not failed, or its source is gone
 enum status queue_retry(struct db *db, const char *job, struct err *err) MUST_CHECK;
+
+// Give up the sources of jobs that failed longer ago than that.
+enum status queue_purge(struct db *db, int64_t ttl_ms, struct err *err) MUST_CHECK;
 
 // Inside a transaction, by a worker that says it is done. Locks the job, then the task.
 struct queue_hold {

@@ -546,3 +546,35 @@ enum status queue_retry(struct db *db, const char *job, struct err *err)
     str_copy(id, sizeof id, job);
     return db_tx(db, DB_READ_COMMITTED, retry_tx, id, err);
 }
+
+static enum status purge_tx(struct db_conn *c, void *ud, struct err *err)
+{
+    const char *job = ud;
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_exec(c,
+                            "SELECT j.item FROM orchestrator.job j "
+                            "JOIN orchestrator.item i ON i.id = j.item "
+                            "WHERE j.id = $1::uuid AND j.state = 'failed' AND NOT i.purged "
+                            "FOR NO KEY UPDATE OF j",
+                            DB_PARAMS(DB_TEXT(job)), &r, err);
+    if (s != STATUS_OK || db_result_n_rows(r) == 0)
+        return s;
+    return purge_item(c, db_text(r, 0, 0), err);
+}
+
+enum status queue_purge(struct db *db, int64_t ttl_ms, struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_query(
+        db,
+        "SELECT j.id FROM orchestrator.job j JOIN orchestrator.item i ON i.id = j.item "
+        "WHERE j.state = 'failed' AND NOT i.purged"
+        "  AND j.finished < now() - $1::bigint * interval '1 millisecond' LIMIT 50",
+        DB_PARAMS(DB_I64(ttl_ms)), &r, err);
+    for (size_t i = 0; s == STATUS_OK && i < db_result_n_rows(r); i++) {
+        char job[UUID_SIZE];
+        str_copy(job, sizeof job, db_text(r, i, 0));
+        s = db_tx(db, DB_READ_COMMITTED, purge_tx, job, err);
+    }
+    return s;
+}
