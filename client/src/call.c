@@ -179,3 +179,8 @@ enum status client_backoff(struct cancel *cancel, unsigned n, struct err *err)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
     return p.fired ? err_set(err, STATUS_CANCELLED, "cancelled") : STATUS_OK;
 }
+
+enum status client_backoff_default(struct cauce *c, unsigned n, struct err *err)
+{
+    return client_backoff(c->cancel, n, err);
+}

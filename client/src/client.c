@@ -150,6 +150,11 @@ void cauce_close(cauce *c)
     mem_free(c);
 }
 
+struct rpc_client *client_rpc(cauce *c)
+{
+    return c->rpc;
+}
+
 const char *cauce_server(const cauce *c)
 {
     return c->server;

@@ -9,12 +9,11 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "base/time.h"
+#include "call.h"
 #include "cauce/cauce.h"
 #include "object/object.h"
 #include "rpc/rpc.h"
 #include "work/work.h"
-
-#define CLIENT_MAX_TOKEN 4096
 
 // The tokens of one login. refresh is empty when nobody is logged in.
 struct login {
@@ -41,12 +40,6 @@ struct cauce {
 cauce_status client_fail(const struct err *e, enum status s, cauce_error *ret);
 bool client_is_transient(enum status s); // worth trying again later
 
-// A string for a request's field, which stubs only read though protobuf-c's structs lack const.
-static inline char *client_str(const char *s)
-{
-    return (char *)(uintptr_t)(s ? s : "");
-}
-
 // ---- login state (state.c) ----
 enum status client_state_load(struct cauce *c, struct login *ret, struct err *err) MUST_CHECK;
 enum status client_state_save(struct cauce *c, const struct login *l, struct err *err) MUST_CHECK;
@@ -57,34 +50,7 @@ enum status client_state_server(const char *dir, char **ret, struct err *err) MU
 // is no folder.
 enum status client_state_lock(struct cauce *c, int *ret_fd, struct err *err) MUST_CHECK;
 
-// ---- calls (call.c) ----
-enum client_auth { CLIENT_ANON, CLIENT_IF_LOGGED_IN, CLIENT_LOGGED_IN };
-
-// One call that may be repeated once after its token was refused.
-struct client_try {
-    struct cauce *c;
-    struct rpc_opts opts;
-    enum client_auth auth;
-    unsigned n_tries;
-    char token[CLIENT_MAX_TOKEN];
-};
-// route may be NULL; timeout_ms 0: the handle's; cancel NULL: the handle's
-enum status client_try_begin(struct client_try *t, struct cauce *c, enum client_auth auth,
-                             const char *route, int64_t timeout_ms, struct cancel *cancel,
-                             struct err *err) MUST_CHECK;
-// True when the token was refused and another one has been fetched: call again.
-bool client_try_again(struct client_try *t, enum status *s, struct err *err);
-
-// s = CLIENT_CALL(&try, stub(c->rpc, &try.opts, &req, &reply, err), err)
-#define CLIENT_CALL(t, expression, err)                                                            \
-    __extension__({                                                                                \
-        enum status call_s_;                                                                       \
-        do                                                                                         \
-            call_s_ = (expression);                                                                \
-        while (client_try_again((t), &call_s_, (err)));                                            \
-        call_s_;                                                                                   \
-    })
-
+// ---- waiting (call.c) ----
 // Wait before the n-th new attempt: 100 ms doubling to 2 s, with jitter. CANCELLED at once when the
 // token fires.
 enum status client_backoff(struct cancel *cancel, unsigned n, struct err *err) MUST_CHECK;
@@ -97,6 +63,7 @@ struct client_object {
     int64_t size;
     char route[128];
     char media_token[CLIENT_MAX_TOKEN];
+    bool patient; // keep trying for about ten seconds when the server is away; else fail soon
 };
 // Leaf digests, verified against the object's digest.
 enum status client_object_leaves(const struct client_object *o, struct buf *ret,

@@ -7,8 +7,14 @@
 
 enum {
     READ_TIMEOUT_MS = 60000,
-    MAX_ATTEMPTS = 8, // without a byte of progress, about ten seconds
+    PATIENT_ATTEMPTS = 8, // without a byte of progress, about ten seconds
+    HASTY_ATTEMPTS = 1,
 };
+
+static unsigned max_attempts(const struct client_object *o)
+{
+    return o->patient ? PATIENT_ATTEMPTS : HASTY_ATTEMPTS;
+}
 
 // ---------------------------------------------------------------- leaf digests
 
@@ -42,7 +48,7 @@ enum status client_object_leaves(const struct client_object *o, struct buf *ret,
         enum status s = read_tree(o, ret, err);
         if (s == STATUS_OK)
             return object_verify_leaves(o->digest, o->size, ret->data, ret->len, err);
-        if (!client_is_transient(s) || n == MAX_ATTEMPTS)
+        if (!client_is_transient(s) || n >= max_attempts(o))
             return err_wrap(err, s, "digests of the object");
         s = client_backoff(o->cancel, n, err);
         if (s != STATUS_OK)
@@ -97,7 +103,7 @@ enum status client_object_read(const struct client_object *o, int64_t offset, in
             return s;
         if ((int64_t)(ret->len - start) > got)
             attempt = 0;
-        if (!client_is_transient(s) || attempt == MAX_ATTEMPTS)
+        if (!client_is_transient(s) || attempt >= max_attempts(o))
             return err_wrap(err, s, "read object");
         s = client_backoff(o->cancel, attempt, err);
         if (s != STATUS_OK)

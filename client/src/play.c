@@ -32,6 +32,7 @@ struct client_play {
     Orchestrator__OpenReply *open;
     cauce_stream_info info;
     struct client_piece *layout; // once known
+    bool has_begun;              // a piece was given: from now on outages are waited for
     // direct
     struct client_object source;
     struct buf leaves;
@@ -92,6 +93,7 @@ static enum status fill_object(struct client_play *p, struct client_object *ret,
     ret->c = p->c;
     ret->cancel = p->c->cancel;
     ret->size = size;
+    ret->patient = p->has_begun;
     memcpy(ret->digest, digest, OBJECT_DIGEST_SIZE);
     if (!str_copy(ret->route, sizeof(ret->route), route) ||
         !str_copy(ret->media_token, sizeof(ret->media_token), p->open->media_token))
@@ -357,7 +359,11 @@ static enum status fragment_piece(struct client_play *p, size_t i, struct buf *r
 
 enum status client_play_piece(struct client_play *p, size_t i, struct buf *ret, struct err *err)
 {
-    return p->info.direct ? direct_piece(p, i, ret, err) : fragment_piece(p, i, ret, err);
+    enum status s = p->info.direct ? direct_piece(p, i, ret, err) : fragment_piece(p, i, ret, err);
+    // the init segment comes with the plan: it says nothing about the origins
+    if (s == STATUS_OK && (p->info.direct || i > 0))
+        p->has_begun = p->source.patient = true;
+    return s;
 }
 
 // ---------------------------------------------------------------- layout

@@ -1,0 +1,118 @@
+// ls, search, show.
+#include "cauce/store.rpc.h"
+#include "ctl.h"
+
+static void fill_page(const struct ctl *k, int64_t limit, Common__Page *page)
+{
+    page->size = (int32_t)limit;
+    page->token = client_str(k->opt[OPT_PAGE]);
+}
+
+static void add_item(struct table *t, const Store__Item *i)
+{
+    char length[CTL_TIME_SIZE], price[CTL_MONEY_SIZE] = "free";
+    ctl_duration(length, i->duration_us);
+    if (i->price && i->price->minor)
+        ctl_money(price, i->price->minor, i->price->currency);
+    table_add(t, "%s", i->item_id);
+    table_add(t, "%s", i->kind);
+    table_add(t, "%s", i->state);
+    table_add(t, "%s", length);
+    table_add(t, "%s", i->owned ? "mine" : price);
+    table_add(t, "%s", i->owner_name);
+    table_add(t, "%s", i->title);
+}
+
+static enum status print_items(struct ctl *k, const Store__ListItemsReply *r)
+{
+    if (ctl_has(k, OPT_JSON))
+        return ctl_print_message(k, &r->base);
+    static const char *const heads[] = {"ITEM", "KIND", "STATE", "LENGTH", "PRICE", "BY", "TITLE"};
+    struct table t;
+    table_init(&t, N_ELEMENTS(heads));
+    for (size_t i = 0; i < N_ELEMENTS(heads); i++)
+        table_add(&t, "%s", heads[i]);
+    for (size_t i = 0; i < r->n_items; i++)
+        add_item(&t, r->items[i]);
+    enum status s = table_print(&t, stdout, &k->err);
+    if (s == STATUS_OK && r->next_page[0])
+        printf("more: --page %s\n", r->next_page);
+    return s;
+}
+
+static enum status cmd_ls(struct ctl *k)
+{
+    int64_t limit;
+    enum status s = ctl_number(k, OPT_LIMIT, 1, 200, 0, &limit, &k->err);
+    if (s != STATUS_OK)
+        return s;
+    Common__Page page = COMMON__PAGE__INIT;
+    fill_page(k, limit, &page);
+    Store__ListItemsRequest req = STORE__LIST_ITEMS_REQUEST__INIT;
+    req.page = &page;
+    req.mine = ctl_has(k, OPT_MINE);
+    req.kind = client_str(k->opt[OPT_KIND]);
+    AUTO(rpc_message_free_p) Store__ListItemsReply *r = NULL;
+    s = CTL_CALL(k, store_catalog_list, NULL, &req, &r);
+    return s == STATUS_OK ? print_items(k, r) : s;
+}
+
+static enum status cmd_search(struct ctl *k)
+{
+    int64_t limit;
+    enum status s = ctl_number(k, OPT_LIMIT, 1, 200, 0, &limit, &k->err);
+    if (s != STATUS_OK)
+        return s;
+    struct buf words;
+    buf_init(&words, 4096);
+    for (size_t i = 0; i < k->n_args; i++)
+        buf_printf(&words, "%s%s", i ? " " : "", k->args[i]);
+    Common__Page page = COMMON__PAGE__INIT;
+    fill_page(k, limit, &page);
+    Store__SearchRequest req = STORE__SEARCH_REQUEST__INIT;
+    req.page = &page;
+    req.query = client_str(buf_str(&words));
+    AUTO(rpc_message_free_p) Store__ListItemsReply *r = NULL;
+    s = words.failed ? err_set(&k->err, STATUS_INVALID_ARGUMENT, "too many words to search")
+                     : CTL_CALL(k, store_catalog_search, NULL, &req, &r);
+    buf_done(&words);
+    return s == STATUS_OK ? print_items(k, r) : s;
+}
+
+static void print_item(const Store__Item *i)
+{
+    char length[CTL_TIME_SIZE], price[CTL_MONEY_SIZE] = "free";
+    ctl_duration(length, i->duration_us);
+    if (i->price && i->price->minor)
+        ctl_money(price, i->price->minor, i->price->currency);
+    printf("%s\n  title      %s\n  by         %s\n  kind       %s\n  state      %s%s%s\n"
+           "  published  %s\n  price      %s%s\n  length     %s\n",
+           i->item_id, i->title, i->owner_name, i->kind, i->state, i->reason[0] ? ": " : "",
+           i->reason, i->published ? "yes" : "no", price, i->owned ? " (mine)" : "", length);
+    if (i->width)
+        printf("  picture    %dx%d\n", i->width, i->height);
+    if (i->description[0])
+        printf("  %s\n", i->description);
+}
+
+static enum status cmd_show(struct ctl *k)
+{
+    Store__GetItemRequest req = STORE__GET_ITEM_REQUEST__INIT;
+    req.item_id = k->args[0];
+    AUTO(rpc_message_free_p) Store__Item *i = NULL;
+    enum status s = CTL_CALL(k, store_catalog_get, NULL, &req, &i);
+    if (s == STATUS_OK && ctl_has(k, OPT_JSON))
+        return ctl_print_message(k, &i->base);
+    if (s == STATUS_OK)
+        print_item(i);
+    return s;
+}
+
+static const struct command commands[] = {
+    {"ls", "", 0, 0, ALLOW_PAGE | ALLOW(OPT_MINE) | ALLOW(OPT_KIND), CONNECTED, cmd_ls,
+     "list the catalogue"},
+    {"search", "WORD..", 1, 32, ALLOW_PAGE, CONNECTED, cmd_search,
+     "search titles and descriptions"},
+    {"show", "ITEM", 1, 1, 0, CONNECTED, cmd_show, "show one item"},
+};
+const struct command_group item_commands = {commands, N_ELEMENTS(commands)};

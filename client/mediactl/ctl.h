@@ -1,0 +1,165 @@
+#pragma once
+// mediactl: one run of one command.
+#include <stdbool.h>
+#include <stdio.h>
+
+#include "base/arena.h"
+#include "base/buf.h"
+#include "base/err.h"
+#include "base/mem.h"
+#include "base/str.h"
+#include "base/time.h"
+#include "cauce/cauce.h"
+#include "client/src/call.h"
+
+// Options: one number each; the rows are in options.c.
+enum option {
+    OPT_HELP,
+    OPT_JSON,
+    OPT_SERVER,
+    OPT_STATE_DIR,
+    OPT_TIMEOUT,
+    OPT_PASSWORD_FILE,
+    OPT_EMAIL,
+    OPT_EVERYWHERE,
+    OPT_TITLE,
+    OPT_DESCRIPTION,
+    OPT_PRICE,
+    OPT_PUBLIC,
+    OPT_WAIT,
+    OPT_SYNC,
+    OPT_MINE,
+    OPT_KIND,
+    OPT_LIMIT,
+    OPT_PAGE,
+    OPT_OUT,
+    OPT_STDOUT,
+    OPT_PLAYER,
+    OPT_MAX_HEIGHT,
+    OPT_MAX_BITRATE,
+    OPT_NEVER_DIRECT,
+    OPT_SEEK,
+    OPT_FROM_LIBRARY,
+    OPT_IDEMPOTENCY_KEY,
+    OPT_TO,
+    OPT_STATE,
+    OPT_TOPIC,
+    OPT_FROM,
+    OPT_SUBJECT,
+    N_OPTIONS
+};
+#define ALLOW(o) (UINT64_C(1) << (o))
+#define ALLOW_COMMON                                                                               \
+    (ALLOW(OPT_HELP) | ALLOW(OPT_JSON) | ALLOW(OPT_SERVER) | ALLOW(OPT_STATE_DIR) |                \
+     ALLOW(OPT_TIMEOUT))
+#define ALLOW_PAGE (ALLOW(OPT_LIMIT) | ALLOW(OPT_PAGE))
+
+enum exit_code {
+    EXIT_OK = 0,
+    EXIT_FAILED = 1,
+    EXIT_USAGE = 2,
+    EXIT_NOT_FOUND = 3,
+    EXIT_DENIED = 4,
+    EXIT_CONFLICT = 5,
+    EXIT_UNAVAILABLE = 6,
+    EXIT_DEADLINE = 7,
+    EXIT_INTERRUPTED = 130,
+};
+
+struct ctl;
+struct command {
+    const char *name; // "job ls"; one or two words
+    const char *args; // "ITEM", as help shows it
+    size_t min_args, max_args;
+    uint64_t options; // besides ALLOW_COMMON
+    enum { CONNECTED, ALONE } needs;
+    enum status (*run)(struct ctl *k);
+    const char *help;
+};
+struct option_row {
+    const char *name;  // "--title"
+    const char *value; // "TEXT"; NULL for a flag
+    const char *help;
+};
+extern const struct option_row option_rows[N_OPTIONS];
+// Groups of commands, in the order in which help shows them.
+struct command_group {
+    const struct command *commands;
+    size_t n;
+};
+extern const struct command_group auth_commands, item_commands, upload_commands, play_commands,
+    shop_commands, library_commands, job_commands, user_commands, event_commands, misc_commands;
+extern const struct command_group *const command_groups[];
+extern const size_t n_command_groups;
+
+struct ctl {
+    const struct command *command;
+    char **words; // the whole command line, to say how to continue
+    size_t n_words;
+    char *args[64];
+    size_t n_args;
+    const char *opt[N_OPTIONS]; // value; "" for a flag that was given; NULL when not given
+    int64_t timeout_ms;         // 0: default
+    char *state_dir;
+    cauce *c;
+    struct err err;
+};
+
+// ---- options.c ----
+// Fill k from the command line. errors: INVALID_ARGUMENT with a sentence for people.
+enum status ctl_parse(struct ctl *k, int argc, char **argv, struct err *err) MUST_CHECK;
+void ctl_help(const struct command *c, FILE *f); // NULL: all commands
+static inline bool ctl_has(const struct ctl *k, enum option o)
+{
+    return k->opt[o] != NULL;
+}
+enum status ctl_number(const struct ctl *k, enum option o, int64_t min, int64_t max, int64_t def,
+                       int64_t *ret, struct err *err) MUST_CHECK;
+
+// ---- output.c ----
+// What a library function said, as a status with its sentence in k->err.
+enum status ctl_status(struct ctl *k, cauce_status s, const cauce_error *e);
+// "5.00 EUR" to 500 and "EUR"; the currency has two decimals
+enum status ctl_parse_money(const char *text, int64_t *ret_minor, char ret_currency[4],
+                            struct err *err) MUST_CHECK;
+#define CTL_MONEY_SIZE 40
+void ctl_money(char dst[CTL_MONEY_SIZE], int64_t minor, const char *currency);
+#define CTL_TIME_SIZE 32
+void ctl_duration(char dst[CTL_TIME_SIZE], int64_t us);
+enum status ctl_print_message(struct ctl *k,
+                              const ProtobufCMessage *m) MUST_CHECK; // JSON, one line
+// A table: first row is the heading. Cells are copied; widths count characters.
+struct table {
+    struct arena *arena;
+    char **cells;
+    size_t n_columns, n_cells, cap;
+    bool failed;
+};
+void table_init(struct table *t, size_t n_columns);
+void table_add(struct table *t, const char *fmt, ...) PRINTF_LIKE(2, 3);       // one cell
+enum status table_print(struct table *t, FILE *f, struct err *err) MUST_CHECK; // and frees it
+
+// ---- progress.c ----
+// A bar with rate and time left on a terminal, one line per 10 % otherwise; on standard error.
+struct progress {
+    bool is_terminal, is_quiet;
+    const char *what;
+    char stage[16];
+    int64_t began_ms, drawn_ms, began_at;
+    int decile;
+};
+void progress_init(struct progress *p, const struct ctl *k, const char *what);
+int progress_update(const cauce_progress *now, void *ud); // a cauce_progress_fn
+void progress_end(struct progress *p);
+
+// ---- calls ----
+#define CTL_CALL(k, stub, route, req, ret)                                                         \
+    __extension__({                                                                                \
+        struct client_try try_;                                                                    \
+        enum status ctl_s_ =                                                                       \
+            client_try_begin(&try_, (k)->c, CLIENT_IF_LOGGED_IN, (route), 0, NULL, &(k)->err);     \
+        if (ctl_s_ == STATUS_OK)                                                                   \
+            ctl_s_ = CLIENT_CALL(                                                                  \
+                &try_, stub(client_rpc((k)->c), &try_.opts, (req), (ret), &(k)->err), &(k)->err);  \
+        ctl_s_;                                                                                    \
+    })
