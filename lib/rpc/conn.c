@@ -845,7 +845,7 @@ static bool append_part(struct flow *f, const struct frame *fr)
         f->part_cap = cap;
     }
     if (fr->n)
-        memcpy(f->part + sizeof(struct rx_msg) + f->part_len, fr->p, fr->n);
+        memcpy(f->part + offsetof(struct rx_msg, data) + f->part_len, fr->p, fr->n);
     f->part_len = need;
     return true;
 }
@@ -857,7 +857,10 @@ static struct rx_msg *whole_message(struct flow *f, const struct frame *fr, size
         if (!append_part(f, fr))
             return NULL;
         m = (struct rx_msg *)(void *)f->part;
-        *m = (struct rx_msg){.n = f->part_len, .cost = f->part_cost + cost};
+        m->next = NULL; // one by one: the struct's padding overlaps data
+        m->n = f->part_len;
+        m->cost = f->part_cost + cost;
+        m->last = m->half = false;
         f->part = NULL;
         f->part_len = f->part_cap = f->part_cost = 0;
         return m;

@@ -391,7 +391,6 @@ void world_done(struct world *w)
 {
     world_stop(w);
     work_pool_free(w->pool);
-    rpc_fini();
 }
 
 enum status call_note(struct rpc_client *c, int method, const struct rpc_opts *o, const Note *req,
@@ -401,6 +400,13 @@ enum status call_note(struct rpc_client *c, int method, const struct rpc_opts *o
     enum status s = rpc_unary(c, &test_service.methods[method], o, &req->base, &m, err);
     *ret = (Note *)(void *)m;
     return s;
+}
+
+int group_done(void **state)
+{
+    (void)state;
+    rpc_fini();
+    return 0;
 }
 
 bool wait_for_count(const _Atomic int *v, int n)

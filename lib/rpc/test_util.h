@@ -72,5 +72,6 @@ void make_node(struct world *w, struct chan_identity *id, unsigned role, int64_t
 
 enum status call_note(struct rpc_client *c, int method, const struct rpc_opts *o, const Note *req,
                       Note **ret, struct err *err);
+int group_done(void **state); // cmocka group teardown: nothing of the process stays behind
 // Wait until *v >= n, at most ten seconds.
 bool wait_for_count(const _Atomic int *v, int n);

@@ -461,5 +461,5 @@ int main(void)
         cmocka_unit_test(test_many_threads_share_a_connection),
         cmocka_unit_test(test_unknown_method_is_unimplemented),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, NULL, group_done);
 }
