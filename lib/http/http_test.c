@@ -519,6 +519,7 @@ static void test_http_stream_is_whole_and_in_order(void **state)
     }
     size_t len = 0;
     AUTO(mem_free_p) char *broken = ask_raw(w, "GET /broken HTTP/1.1\r\nHost: x\r\n\r\n", &len);
+    assert_non_null(broken);
     assert_true(len < STREAM_BYTES); // cut, not padded
     expect(w, "HEAD /stream", "", 200, "Content-Length: 3145728", NULL);
     int fd = dial(w->url); // a client that leaves in the middle

@@ -126,16 +126,19 @@ static void test_proto_print_every_kind(void **state)
     struct buf b;
     buf_init(&b, 4096);
     uint8_t digest[] = {0xfb, 0xff, 0x00, 0x01};
-    Google__Protobuf__Timestamp t = GOOGLE__PROTOBUF__TIMESTAMP__INIT;
+    Google__Protobuf__Timestamp t;
+    google__protobuf__timestamp__init(&t);
     t.seconds = 1795251929;
     t.nanos = 123000000;
-    Orchestrator__OutputInfo out = ORCHESTRATOR__OUTPUT_INFO__INIT;
+    Orchestrator__OutputInfo out;
+    orchestrator__output_info__init(&out);
     out.rendition = (char *)(uintptr_t) "v720";
     out.digest = (ProtobufCBinaryData){sizeof digest, digest};
     out.size = INT64_C(9007199254740993);
     out.seconds = 0.25;
     Orchestrator__OutputInfo *outs[] = {&out};
-    Orchestrator__JobInfo job = ORCHESTRATOR__JOB_INFO__INIT;
+    Orchestrator__JobInfo job;
+    orchestrator__job_info__init(&job);
     job.title = (char *)(uintptr_t) "a \"b\"\n";
     job.tasks = -2;
     job.created = &t;
@@ -146,15 +149,18 @@ static void test_proto_print_every_kind(void **state)
         "{\"title\":\"a \\\"b\\\"\\n\",\"tasks\":-2,"
         "\"created\":\"2026-11-21T09:05:29.123Z\",\"outputs\":[{\"rendition\":\"v720\","
         "\"digest\":\"+/8AAQ==\",\"size\":\"9007199254740993\",\"seconds\":0.25}]}");
-    Store__QuoteRequest q = STORE__QUOTE_REQUEST__INIT;
+    Store__QuoteRequest q;
+    store__quote_request__init(&q);
     assert_string_equal(print(&q, 0, &b), "{}");
     assert_string_equal(print(&q, JSON_PROTO_DEFAULTS, &b), "{\"itemIds\":[]}");
-    Orchestrator__OpenRequest o = ORCHESTRATOR__OPEN_REQUEST__INIT;
+    Orchestrator__OpenRequest o;
+    orchestrator__open_request__init(&o);
     o.purpose = ORCHESTRATOR__PURPOSE__DOWNLOAD;
     assert_string_equal(print(&o, 0, &b), "{\"purpose\":\"DOWNLOAD\"}");
     assert_string_equal(print(&o, JSON_PROTO_DEFAULTS, &b),
                         "{\"itemId\":\"\",\"purpose\":\"DOWNLOAD\"}");
-    Store__EditItemRequest e = STORE__EDIT_ITEM_REQUEST__INIT;
+    Store__EditItemRequest e;
+    store__edit_item_request__init(&e);
     assert_string_equal(print(&e, JSON_PROTO_DEFAULTS, &b), "{\"itemId\":\"\"}");
     e.title = (char *)(uintptr_t) "";
     e.has_version = 1;
