@@ -54,7 +54,7 @@ static const char *encoder_name(enum media_codec c)
 // One segment is one group of pictures: no keyframe but the first. VBV half full at the start and
 // one second long, so that segments made apart keep the cap when played one after another.
 static const char x264_params[] =
-    "keyint=infinite:min-keyint=infinite:open-gop=0:vbv-init=0.5:threads=1:lookahead-threads=1:"
+    "keyint=infinite:min-keyint=1000000:open-gop=0:vbv-init=0.5:threads=1:lookahead-threads=1:"
     "sliced-threads=0:force-cfr=1";
 
 static void set_video(AVCodecContext *c, const struct media_rendition *r, AVDictionary **o)

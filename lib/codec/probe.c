@@ -235,7 +235,8 @@ static int by_pts(const void *a, const void *b)
 // Sorted, no two at one time.
 static void sort_stamps(struct stamps *s)
 {
-    qsort(s->p, s->n, sizeof(*s->p), by_pts);
+    if (s->n)
+        qsort(s->p, s->n, sizeof(*s->p), by_pts);
     size_t n = 0;
     for (size_t i = 0; i < s->n; i++) {
         if (n && s->p[i].pts == s->p[n - 1].pts)
@@ -284,8 +285,10 @@ static bool find_rate(const struct probe *p, AVRational *ret, int64_t *ret_place
         (void)av_reduce(&mean.num, &mean.den, (int64_t)(s->n - 1) * s->tb.den,
                         (s->p[s->n - 1].pts - s->p[0].pts) * s->tb.num, 1001000);
     int whole = mean.den ? (int)(av_q2d(mean) + 0.5) : 0;
+    // The container's own word first, then round rates, so that rounding in short files does not
+    // make up odd ones.
     const AVRational candidates[] = {
-        st->avg_frame_rate, st->r_frame_rate, mean, {whole, 1}, {whole * 1000, 1001}};
+        st->r_frame_rate, {whole, 1}, {whole * 1000, 1001}, st->avg_frame_rate, mean};
     for (size_t i = 0; i < N_ELEMENTS(candidates); i++) {
         AVRational r = candidates[i];
         if (r.num > 0 && r.den > 0 && av_reduce(&r.num, &r.den, r.num, r.den, 120000) &&
@@ -325,6 +328,10 @@ static enum status constant_grid(struct probe *p, AVRational rate, int64_t place
     g->frame_ticks = (uint32_t)(out.den * factor);
     g->n_frames = (uint32_t)n;
     g->duration = n * g->frame_ticks;
+    // The source's frames lie on the grid exactly: a first one that begins half a frame late would
+    // make every later choice between two grid frames a matter of rounding.
+    int64_t led = lead > 0 ? av_rescale_q(lead, frame, p->frames.tb) : 0;
+    p->plan->source.video_zero = p->frames.p[0].pts - led;
     return STATUS_OK;
 }
 
@@ -386,11 +393,13 @@ static enum status variable_grid(struct probe *p, int64_t zero, struct err *err)
     g->n_frames = (uint32_t)(t.n - 1);
     g->frame_times = t.p;
     g->duration = t.p[t.n - 1];
+    p->plan->source.video_zero = zero;
     return STATUS_OK;
 }
 
-static enum status cut_video(struct probe *p, int64_t zero, struct err *err)
+static enum status cut_video(struct probe *p, struct err *err)
 {
+    int64_t zero = p->plan->source.video_zero;
     struct media_grid *g = &p->plan->video;
     const struct stamps *s = &p->frames;
     struct media_keyframe *keys = mem_array(s->n, sizeof(*keys));
@@ -470,7 +479,7 @@ static enum status plan_video(struct probe *p, int64_t zero, struct err *err)
     else
         s = variable_grid(p, zero, err);
     if (s == STATUS_OK)
-        s = cut_video(p, zero, err);
+        s = cut_video(p, err);
     return s == STATUS_OK ? add_ladder(p, err) : s;
 }
 

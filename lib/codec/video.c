@@ -475,8 +475,7 @@ static enum status set_up(struct video_job *j, struct err *err)
     if (!t || t->index >= j->in->fmt->nb_streams)
         return err_set(err, STATUS_FAILED_PRECONDITION, "the plan is not this source's");
     j->stream = t->index;
-    AVStream *st = j->in->fmt->streams[j->stream];
-    j->zero = av_rescale_q(p->source.timeline_zero_us, AV_TIME_BASE_Q, st->time_base);
+    j->zero = p->source.video_zero;
     j->slack = j->grid->frame_ticks ? j->grid->frame_ticks / 2 : j->grid->timescale / 1000;
     for (unsigned i = 0; i < j->in->fmt->nb_streams; i++)
         j->in->fmt->streams[i]->discard = (int)i == j->stream ? AVDISCARD_DEFAULT : AVDISCARD_ALL;

@@ -162,8 +162,11 @@ enum status media_cmaf_check(const struct media_plan *p, size_t rendition, size_
     if (f.n_samples != samples || f.duration != duration)
         BAD("%s/%zu has %u samples lasting %lld, the plan says %u and %lld", r->id, segment,
             f.n_samples, (long long)f.duration, samples, (long long)duration);
-    if (!f.first_is_sync || (video && (f.n_sync != 1 || -(int64_t)f.min_cts > r->cts_shift)))
-        BAD("%s/%zu is not one closed group of pictures", r->id, segment);
+    if (!f.first_is_sync || (video && f.n_sync != 1))
+        BAD("%s/%zu has %u sync samples, not the first alone", r->id, segment, f.n_sync);
+    if (video && -(int64_t)f.min_cts > r->cts_shift)
+        BAD("%s/%zu has an offset of %d, the plan allows -%u", r->id, segment, (int)f.min_cts,
+            r->cts_shift);
     *ret = f;
     return STATUS_OK;
 }

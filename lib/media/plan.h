@@ -100,6 +100,7 @@ struct media_source {
     // begins at sample `audio_origin` of the timeline; coarse time stamps are snapped to that comb.
     uint32_t audio_frame;
     int64_t audio_origin;
+    int64_t video_zero;       // chosen video stream's ticks that are time 0 of the video grid
     int64_t timeline_zero_us; // source time that is timeline 0 (container start time after edits)
     char title[128], artist[128], album[128]; // tags, may be empty; UTF-8
     size_t n_tracks;
@@ -146,8 +147,8 @@ struct media_rendition {
     uint32_t bandwidth_bps;           // peak for playlists, overhead included
     uint8_t crf, profile, level;      // H.264: CRF, profile_idc, level_idc
     uint8_t color[3]; // video: primaries, transfer, matrix (ITU-T H.273 numbers); 2: not specified
-    uint8_t scale_from;               // rendition that it is scaled from; MEDIA_FROM_SOURCE
-    char recipe[384];                 // everything that shapes the bytes, as text
+    uint8_t scale_from; // rendition that it is scaled from; MEDIA_FROM_SOURCE
+    char recipe[384];   // everything that shapes the bytes, as text
     uint8_t recipe_digest[32];
     uint8_t *init; // the init segment
     size_t init_len;

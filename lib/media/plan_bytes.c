@@ -148,6 +148,7 @@ static void io_source(struct io *io, struct media_source *s)
     U(s->audio_seek, MEDIA_N_SEEKS - 1);
     U(s->audio_frame, 1 << 20);
     I(s->audio_origin);
+    I(s->video_zero);
     I(s->timeline_zero_us);
     io_text(io, s->title, sizeof(s->title));
     io_text(io, s->artist, sizeof(s->artist));
