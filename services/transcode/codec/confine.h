@@ -1,0 +1,11 @@
+#pragma once
+// The codec process gives up everything but memory, threads, and the descriptors that it has.
+#include "base/err.h"
+
+// Irreversible, for the calling process; single-threaded still. In this order: no new privileges,
+// not dumpable, limits (address space, CPU seconds, no files written, 16 descriptors, no core),
+// Landlock (no file system, TCP or signals out), seccomp (an allow list; anything else kills).
+//
+// cpu_s  CPU seconds after which the process is killed; 0: no limit
+// errors FAILED_PRECONDITION when the kernel cannot confine; the process must end then
+enum status confine_self(unsigned cpu_s, struct err *err) MUST_CHECK;

@@ -1,0 +1,104 @@
+#pragma once
+// What the worker's own files share.
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "cauce/transcode.rpc.h"
+
+#include "base/list.h"
+#include "log/log.h"
+#include "media/plan.h"
+#include "object/object.h"
+#include "rpc/rpc.h"
+#include "service/service.h"
+#include "work/work.h"
+
+#define WORKER_MAX_SLOTS 256
+
+struct transcode_options {
+    struct svc_options common;
+    int64_t slots; // 0: one per core
+    char *codec;   // path of cauce-codec; NULL: beside this program
+    char *scratch; // folder for what may be lost; NULL: nothing is kept between tasks
+};
+
+// The world outside, so that tests can make one of their own.
+struct worker_env {
+    struct log *log;
+    unsigned slots;
+    const char *codec;
+    const char *scratch; // existing folder, or NULL
+    const char *build, *cpu_class;
+    struct rpc_client *(*orchestrator)(void *ud, struct err *err);
+    struct rpc_client *(*origin)(void *ud, const Common__Endpoint *at, struct err *err);
+    void *ud;
+};
+
+struct worker;
+enum status worker_new(const struct worker_env *env, struct worker **ret,
+                       struct err *err) MUST_CHECK; // starts its threads
+void worker_drain(struct worker *w); // gives leases back; never blocks
+void worker_free(struct worker *w);  // joins
+
+// ---- one leased task (task.c) ----
+enum stop_reason { STOP_NONE = 0, STOP_LOST, STOP_DRAIN };
+// Shared between the slot that works on it and the keeper that renews it.
+struct run {
+    struct list link; // worker.runs
+    const struct worker_env *env;
+    const Transcode__Task *task; // borrowed from the lease's reply
+    unsigned threads;
+    struct cancel *cancel; // of its calls
+    int stop_fd;           // readable: the child must stop
+    int stop;              // enum stop_reason, atomic
+    int stage;             // Transcode__Stage, atomic
+    int64_t done, total;   // of the stage, atomic
+};
+enum status run_init(struct run *r, const struct worker_env *env, const Transcode__Task *task,
+                     unsigned threads, struct err *err) MUST_CHECK;
+void run_done(struct run *r);
+void run_stop(struct run *r, enum stop_reason why); // any thread
+enum stop_reason run_stopped(const struct run *r);
+void run_progress(struct run *r, Transcode__Stage stage, int64_t done, int64_t total);
+
+struct run_verdict {
+    Transcode__FailClass class; // unspecified: it is done
+    char text[240];
+};
+// Do the task. On success the request holds its results (memory of the arena).
+void run_task(struct run *r, struct arena *a, Transcode__CompleteRequest *ret,
+              struct run_verdict *verdict);
+
+// ---- trees of sources, kept between the tasks of one source (tree_cache.c) ----
+// Leaf digests as they were saved; the caller verifies them. False: not there, or of another size.
+bool tree_cache_load(const char *dir, const uint8_t digest[32], struct buf *ret);
+// Best effort: a folder that is full or gone costs a call more per task.
+void tree_cache_save(const char *dir, const uint8_t digest[32], const struct buf *leaves);
+
+// ---- reading a source (source.c): verified ranges, read ahead; one thread at a time ----
+struct source;
+enum status source_open(struct run *r, struct source **ret, struct err *err) MUST_CHECK;
+void source_free(struct source *s);
+DEFINE_AUTO(struct source, source_free)
+// errors  DATA_LOSS: no origin has the right bytes; UNAVAILABLE; CANCELLED; OUT_OF_RANGE
+enum status source_read(struct source *s, int64_t offset, size_t len, void *dst,
+                        struct err *err) MUST_CHECK;
+double source_seconds(const struct source *s); // spent waiting for bytes
+
+// ---- storing results (sink.c): a queue of segments and a thread that puts them ----
+struct sink;
+enum status sink_open(struct run *r, struct sink **ret, struct err *err) MUST_CHECK;
+// Copies; waits while much is queued. Fails with what storing failed with.
+enum status sink_put(struct sink *s, const void *bytes, size_t n, uint8_t ret_digest[32],
+                     struct err *err) MUST_CHECK;
+// Waits until everything is stored.
+enum status sink_flush(struct sink *s, struct err *err) MUST_CHECK;
+void sink_free(struct sink *s); // drops what is queued
+DEFINE_AUTO(struct sink, sink_free)
+double sink_seconds(const struct sink *s); // spent storing; after sink_flush()
+// One object whose bytes come from elsewhere (a moved source).
+typedef enum status (*sink_fill_fn)(void *ud, int64_t offset, size_t len, void *dst,
+                                    struct err *err);
+enum status sink_copy(struct run *r, const uint8_t digest[32], int64_t size, sink_fill_fn fill,
+                      void *ud, struct err *err) MUST_CHECK;
