@@ -1,0 +1,92 @@
+// Playlists and init segments: pure functions of the plan.
+#include <stdio.h>
+
+#include "gateway/internal.h"
+#include "media/playlist.h"
+
+#define PLAYLIST_TYPE "application/vnd.apple.mpegurl"
+enum { MAX_PLAYLIST_BYTES = 16 << 20 };
+
+static void respond_playlist(struct http_request *r, struct edge_plan *p, enum status s,
+                             struct buf *b, const struct err *err)
+{
+    if (s != STATUS_OK)
+        gateway_respond_error(r, s, err);
+    else
+        http_respond(r, &(struct http_response){.type = PLAYLIST_TYPE,
+                                                .etag = p->version,
+                                                .cache_control = "private, max-age=60",
+                                                .bytes = b->data,
+                                                .len = b->len});
+    buf_done(b);
+}
+
+static void master(struct http_request *r, struct gateway *g, struct edge_plan *p)
+{
+    struct err err = ERR_INIT;
+    struct buf b;
+    (void)g;
+    buf_init(&b, MAX_PLAYLIST_BYTES);
+    enum status s = media_playlist_master(p->plan, 0, 0, &b, &err);
+    respond_playlist(r, p, s, &b, &err);
+}
+
+// The rendition that the address names; answers 404 and gives -1 when there is none.
+static int find_rendition(struct http_request *r, struct edge_plan *p)
+{
+    int i = media_plan_find(p->plan, http_request_var(r, "rendition"));
+    if (i < 0)
+        http_respond_problem(r, STATUS_NOT_FOUND, "no such rendition", 0);
+    return i;
+}
+
+static void rendition(struct http_request *r, struct gateway *g, struct edge_plan *p)
+{
+    struct err err = ERR_INIT;
+    struct buf b;
+    (void)g;
+    int i = find_rendition(r, p);
+    if (i < 0)
+        return;
+    buf_init(&b, MAX_PLAYLIST_BYTES);
+    enum status s = media_playlist_rendition(p->plan, (size_t)i, &b, &err);
+    respond_playlist(r, p, s, &b, &err);
+}
+
+static void init(struct http_request *r, struct gateway *g, struct edge_plan *p)
+{
+    char etag[64];
+    (void)g;
+    int i = find_rendition(r, p);
+    if (i < 0)
+        return;
+    const struct media_rendition *m = &p->plan->renditions[i];
+    snprintf(etag, sizeof etag, "%s-%s", p->version, m->id);
+    http_respond(r,
+                 &(struct http_response){.type = m->kind == MEDIA_AUDIO ? "audio/mp4" : "video/mp4",
+                                         .etag = etag,
+                                         .cache_control = "private, max-age=86400, immutable",
+                                         .ranges = true,
+                                         .bytes = m->init,
+                                         .len = m->init_len});
+}
+
+void gateway_hls_master(struct http_request *r, void *gateway)
+{
+    gateway_with_plan(r, gateway, master);
+}
+
+void gateway_hls_rendition(struct http_request *r, void *gateway)
+{
+    gateway_with_plan(r, gateway, rendition);
+}
+
+void gateway_hls_init(struct http_request *r, void *gateway)
+{
+    gateway_with_plan(r, gateway, init);
+}
+
+void gateway_hls_segment(struct http_request *r, void *gateway)
+{
+    gateway_with_plan(r, gateway, gateway_segment);
+}

@@ -1,0 +1,100 @@
+#pragma once
+// The gateway's state, and what its files lend each other.
+//
+// Whatever the gateway has under way on behalf of a request (a call, a job on the pool, a stream)
+// is an "operation": stopping cancels them all and waits until none is left.
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "gateway/cache.h"
+#include "gateway/gateway.h"
+#include "http/http.h"
+#include "media/plan.h"
+#include "object/object.h"
+
+struct gateway_options {
+    struct svc_options common;
+    char **listen_rpc, **listen_http;
+    int64_t cache_bytes, max_conns, max_conns_per_addr, segment_wait_ms;
+};
+
+struct gateway {
+    struct svc *svc;
+    const struct gateway_options *options;
+    struct http_server *http;
+    struct http_route *routes;
+    size_t n_routes;
+    struct api_binding *bindings; // of the API routes
+    struct edge_cache *segments, *plans;
+    struct cancel *stopping;
+    char asset_etags[8][33];
+    pthread_mutex_t lock;
+    pthread_cond_t idle;
+    unsigned n_ops;
+};
+
+void gateway_op_begin(struct gateway *g);
+void gateway_op_end(struct gateway *g);
+
+// ---- router.c ----
+// The client of the service that owns a method; an rpc_route_fn.
+enum status gateway_route(void *gateway, const struct rpc_method *m, const char *route,
+                          struct rpc_client **ret, struct err *err);
+
+// ---- cluster.c ----
+enum status gateway_cluster(void *gateway, struct rpc_call *call,
+                            const struct Node__ClusterRequest *req, struct Node__ClusterReply *ret,
+                            struct err *err);
+
+// ---- routes.c ----
+enum status gateway_routes_new(struct gateway *g, struct err *err);
+void gateway_routes_free(struct gateway *g);
+enum status gateway_authorize(void *gateway, struct http_request *r, struct err *err);
+// Answer with what went wrong; unavailable things say when to come again.
+void gateway_respond_error(struct http_request *r, enum status s, const struct err *err);
+
+// ---- api.c ----
+struct api_binding { // one method with an http rule
+    const struct rpc_method *method;
+    char verb[8];
+};
+void gateway_api_handle(struct http_request *r, void *gateway);
+
+// ---- plans.c ----
+struct edge_plan { // an item's plan, as cached
+    struct edge_object base;
+    struct media_plan *plan;
+    char version[17]; // of the plan's bytes: part of etags and keys
+    bool has_source;
+    uint8_t source_digest[OBJECT_DIGEST_SIZE];
+    int64_t source_size;
+    char source_route[CHAN_NODE_ID_SIZE], source_type[64], title[256];
+};
+// Call next(r, gateway, plan) when the plan of the item that the request's token is for is there;
+// answers the request otherwise. The plan is borrowed for the call.
+typedef void (*gateway_plan_fn)(struct http_request *r, struct gateway *g, struct edge_plan *p);
+void gateway_with_plan(struct http_request *r, struct gateway *g, gateway_plan_fn next);
+
+// ---- segments.c, hls.c, file.c, pages.c: handlers ----
+struct media_context { // what authorize leaves for media routes
+    struct svc_media_claims claims;
+    struct gateway *g;
+    gateway_plan_fn next;
+};
+void gateway_segment(struct http_request *r, struct gateway *g, struct edge_plan *p);
+void gateway_hls_master(struct http_request *r, void *gateway);
+void gateway_hls_rendition(struct http_request *r, void *gateway);
+void gateway_hls_init(struct http_request *r, void *gateway);
+void gateway_hls_segment(struct http_request *r, void *gateway);
+void gateway_file(struct http_request *r, void *gateway);
+void gateway_page(struct http_request *r, void *gateway);
+void gateway_asset(struct http_request *r, void *gateway);
+void gateway_livez(struct http_request *r, void *gateway);
+void gateway_readyz(struct http_request *r, void *gateway);
+void gateway_metrics(struct http_request *r, void *gateway);
+void gateway_pages_init(struct gateway *g);
+
+// Bytes [offset, offset + n) of an object from the origin of that name; blocks. ret_bytes holds n.
+enum status gateway_read_object(struct gateway *g, const char *route,
+                                const uint8_t digest[OBJECT_DIGEST_SIZE], int64_t offset, size_t n,
+                                uint8_t *ret_bytes, struct err *err);

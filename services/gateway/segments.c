@@ -1,0 +1,264 @@
+// A segment: cache, else ask the orchestrator where it is (which raises what is not made yet and
+// waits for it, costing no thread here), then read it from its origin on the pool and verify it.
+#include <stdio.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/str.h"
+#include "base/time.h"
+#include "cauce/orchestrator.rpc.h"
+#include "cauce/origin.rpc.h"
+#include "gateway/internal.h"
+#include "media/cmaf.h"
+
+enum { READ_MS = 20000, READ_TRIES = 2, LOCATE_MARGIN_MS = 2000 };
+
+struct segment {
+    struct edge_object base;
+    char etag[OBJECT_HEX_SIZE];
+    bool is_audio;
+    size_t len;
+    uint8_t bytes[];
+};
+
+struct segment_fetch {
+    struct gateway *g;
+    char key[EDGE_KEY_SIZE], item[37], rendition[16], route[CHAN_NODE_ID_SIZE];
+    int32_t number;
+    bool is_audio;
+    uint8_t digest[OBJECT_DIGEST_SIZE];
+    int64_t size;
+};
+
+static void segment_destroy(struct edge_object *o)
+{
+    mem_free(o);
+}
+
+static void fetch_done(struct segment_fetch *f, enum status s, struct segment *seg,
+                       const struct err *err)
+{
+    struct gateway *g = f->g;
+    edge_cache_put(g->segments, f->key, s, seg ? &seg->base : NULL, err);
+    mem_free(f);
+    gateway_op_end(g);
+}
+
+// ---------------------------------------------------------------- reading
+
+static enum status receive(struct rpc_stream *stream, uint8_t *at, size_t n, struct err *err)
+{
+    size_t have = 0;
+    for (;;) {
+        AUTO(rpc_message_free_p) Origin__ReadReply *part = NULL;
+        enum status s = origin_object_read_recv(stream, &part, err);
+        if (s != STATUS_OK)
+            return s;
+        if (!part)
+            break;
+        if (part->data.len > n - have)
+            return err_set(err, STATUS_DATA_LOSS, "the origin sent more than was asked for");
+        memcpy(at + have, part->data.data, part->data.len);
+        have += part->data.len;
+    }
+    return have == n ? STATUS_OK
+                     : err_set(err, STATUS_DATA_LOSS, "the origin sent %zu bytes of %zu", have, n);
+}
+
+static enum status read_once(struct gateway *g, const char *route, const uint8_t *digest,
+                             int64_t offset, size_t n, uint8_t *at, struct err *err)
+{
+    struct rpc_client *c = svc_client(g->svc, ROLE_NODE_ORIGIN, route, err);
+    if (!c)
+        return STATUS_UNAVAILABLE;
+    uint8_t name[OBJECT_DIGEST_SIZE];
+    memcpy(name, digest, sizeof name);
+    Origin__ReadRequest req;
+    origin__read_request__init(&req);
+    req.digest = (ProtobufCBinaryData){.len = sizeof name, .data = name};
+    req.offset = offset;
+    req.length = (int64_t)n;
+    const struct rpc_opts o = {.deadline_us = time_deadline_in_ms(READ_MS), .cancel = g->stopping};
+    AUTO(rpc_stream_free_p) struct rpc_stream *stream = NULL;
+    enum status s = origin_object_read_open(c, &o, &req, &stream, err);
+    return s == STATUS_OK ? receive(stream, at, n, err) : s;
+}
+
+enum status gateway_read_object(struct gateway *g, const char *route,
+                                const uint8_t digest[OBJECT_DIGEST_SIZE], int64_t offset, size_t n,
+                                uint8_t *ret_bytes, struct err *err)
+{
+    enum status s = STATUS_UNAVAILABLE;
+    for (int i = 0; i < READ_TRIES && s == STATUS_UNAVAILABLE; i++)
+        s = read_once(g, route, digest, offset, n, ret_bytes, err);
+    return s;
+}
+
+static enum status read_segment(struct segment_fetch *f, struct segment **ret, struct err *err)
+{
+    size_t n = (size_t)f->size;
+    struct segment *seg = mem_alloc(sizeof *seg + n);
+    if (!seg)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "segment: out of memory");
+    edge_object_init(&seg->base, sizeof *seg + n, segment_destroy);
+    enum status s = gateway_read_object(f->g, f->route, f->digest, 0, n, seg->bytes, err);
+    uint8_t digest[OBJECT_DIGEST_SIZE];
+    if (s == STATUS_OK) {
+        object_digest(digest, seg->bytes, n);
+        if (memcmp(digest, f->digest, sizeof digest) != 0)
+            s = err_set(err, STATUS_DATA_LOSS, "origin %s sent bytes that are not the segment's",
+                        f->route);
+    }
+    if (s != STATUS_OK) {
+        edge_object_unref(&seg->base);
+        return s;
+    }
+    seg->len = n;
+    seg->is_audio = f->is_audio;
+    str_hex(seg->etag, digest, sizeof digest);
+    *ret = seg;
+    return STATUS_OK;
+}
+
+static void read_job(void *ud)
+{
+    struct segment_fetch *f = ud;
+    struct segment *seg = NULL;
+    struct err err = ERR_INIT;
+    enum status s = read_segment(f, &seg, &err);
+    if (s == STATUS_DATA_LOSS)
+        log_error(f->g->svc->log, "segment_damaged", F_STR("item", f->item),
+                  F_STR("rendition", f->rendition), F_I64("number", f->number), F_ERR(&err));
+    fetch_done(f, s, seg, &err);
+}
+
+// ---------------------------------------------------------------- locating
+
+static enum status take_place(struct segment_fetch *f, const Orchestrator__LocateReply *reply,
+                              struct err *err)
+{
+    const Orchestrator__SegmentRef *seg = reply->n_segments ? reply->segments[0] : NULL;
+    const Common__ObjectRef *o = seg && seg->number == f->number ? seg->object : NULL;
+    if (!o || o->digest.len != OBJECT_DIGEST_SIZE || o->size <= 0 ||
+        o->size > MEDIA_MAX_SEGMENT_BYTES || !str_copy(f->route, sizeof f->route, o->route))
+        return err_set(err, STATUS_INTERNAL, "the orchestrator named no place of the segment");
+    memcpy(f->digest, o->digest.data, sizeof f->digest);
+    f->size = o->size;
+    return STATUS_OK;
+}
+
+static void on_located(void *ud, enum status s, Orchestrator__LocateReply *reply,
+                       const struct err *err)
+{
+    struct segment_fetch *f = ud;
+    struct err e = ERR_INIT;
+    if (s == STATUS_OK)
+        s = take_place(f, reply, &e);
+    else if (err)
+        e = *err;
+    rpc_message_free(reply);
+    if (s == STATUS_DEADLINE_EXCEEDED) // not made in time: the player should ask again
+        s = STATUS_UNAVAILABLE;
+    if (s == STATUS_OK && !work_pool_submit(f->g->svc->pool, read_job, f))
+        s = err_set(&e, STATUS_UNAVAILABLE, "the gateway is busy");
+    else if (s == STATUS_OK)
+        return;
+    fetch_done(f, s, NULL, &e);
+}
+
+static void fetch_segment(struct gateway *g, struct segment_fetch *f)
+{
+    struct err err = ERR_INIT;
+    gateway_op_begin(g);
+    struct rpc_client *c = svc_client(g->svc, ROLE_NODE_ORCHESTRATOR, NULL, &err);
+    if (!c) {
+        fetch_done(f, STATUS_UNAVAILABLE, NULL, &err);
+        return;
+    }
+    int64_t wait_ms = g->options->segment_wait_ms;
+    Orchestrator__LocateRequest req;
+    orchestrator__locate_request__init(&req);
+    req.item_id = f->item;
+    req.rendition = f->rendition;
+    req.first = f->number;
+    req.count = 1;
+    req.wait_ms = wait_ms;
+    const struct rpc_opts o = {.deadline_us = time_deadline_in_ms(wait_ms + LOCATE_MARGIN_MS),
+                               .cancel = g->stopping};
+    orchestrator_playback_locate_async(c, &o, &req, on_located, f);
+}
+
+// ---------------------------------------------------------------- answering
+
+static void release_segment(void *ud)
+{
+    edge_object_unref(ud);
+}
+
+static void respond_segment(struct http_request *r, struct segment *seg)
+{
+    edge_object_ref(&seg->base);
+    http_respond(r, &(struct http_response){
+                        .type = seg->is_audio ? "audio/mp4" : "video/mp4",
+                        .etag = seg->etag,
+                        .cache_control = "private, max-age=86400, immutable",
+                        .ranges = true,
+                        .bytes = seg->bytes,
+                        .len = seg->len,
+                        .release = release_segment,
+                        .release_ud = &seg->base,
+                    });
+}
+
+static void segment_done(void *ud, enum status s, struct edge_object *o, const struct err *err)
+{
+    if (s == STATUS_OK)
+        respond_segment(ud, (struct segment *)(void *)o);
+    else
+        gateway_respond_error(ud, s, err);
+}
+
+static struct segment_fetch *describe(struct http_request *r, struct gateway *g,
+                                      const struct edge_plan *p)
+{
+    const struct media_context *c = http_request_context(r);
+    const char *name = http_request_var(r, "rendition");
+    int rendition = media_plan_find(p->plan, name);
+    const struct media_grid *grid =
+        rendition < 0 ? NULL : media_rendition_grid(p->plan, (size_t)rendition);
+    int64_t n;
+    struct segment_fetch *f = NULL;
+    if (grid && str_parse_i64(http_request_var(r, "n"), 0, (int64_t)grid->n_segments - 1, &n,
+                              NULL) == STATUS_OK)
+        f = mem_alloc(sizeof *f);
+    if (!f)
+        return NULL;
+    f->g = g;
+    f->number = (int32_t)n;
+    f->is_audio = p->plan->renditions[rendition].kind == MEDIA_AUDIO;
+    (void)str_copy(f->item, sizeof f->item, c->claims.item);
+    (void)str_copy(f->rendition, sizeof f->rendition, name);
+    snprintf(f->key, sizeof f->key, "%s/%s/%lld/%s", f->item, f->rendition, (long long)n,
+             p->version);
+    return f;
+}
+
+void gateway_segment(struct http_request *r, struct gateway *g, struct edge_plan *p)
+{
+    struct edge_answer found;
+    struct err err = ERR_INIT;
+    struct segment_fetch *f = describe(r, g, p);
+    if (!f) {
+        http_respond_problem(r, STATUS_NOT_FOUND, "no such segment", 0);
+        return;
+    }
+    enum status s = edge_cache_get(g->segments, f->key, segment_done, r, &found, &err);
+    if (s != STATUS_OK)
+        gateway_respond_error(r, s, &err);
+    else if (found.fetch)
+        fetch_segment(g, TAKE(f));
+    if (found.hit)
+        respond_segment(r, (struct segment *)(void *)found.hit);
+    edge_object_unref(found.hit);
+    mem_free(f);
+}
