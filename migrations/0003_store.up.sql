@@ -134,7 +134,7 @@ CREATE TABLE store.order_line (
     PRIMARY KEY (order_id, position)
 );
 CREATE TABLE store.entitlement (
-    id       uuid PRIMARY KEY,
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     buyer    uuid NOT NULL,
     item     uuid NOT NULL REFERENCES store.item,
     order_id uuid NOT NULL REFERENCES store.orders,
