@@ -294,11 +294,15 @@ static void link_tick(struct link *l, int64_t now_us, int64_t *next_us)
     *next_us = at < *next_us ? at : *next_us;
 }
 
+static void waiters_tick(struct rpc_client *cl, int64_t now_us, int64_t *next_us);
+
 // Only the clock thread adds and removes links, so it may walk the list without the lock.
 static int64_t on_tick(void *ud, int64_t now_us)
 {
     struct rpc_client *cl = ud;
     int64_t next = TIME_NEVER;
+    if (!cl->is_started)
+        return TIME_NEVER;
     list_for_each_safe(it, tmp, &cl->links)
     {
         struct link *l = list_entry(it, struct link, all);
@@ -326,7 +330,41 @@ static int64_t on_tick(void *ud, int64_t now_us)
         next = now_us + 1000000 < next ? now_us + 1000000 : next;
     }
     async_tick(cl, now_us, &next);
+    waiters_tick(cl, now_us, &next);
     return next < now_us + 1000 ? now_us + 1000 : next;
+}
+
+// ---------------------------------------------------------------- waiting for a connection
+
+static void waiters_tick(struct rpc_client *cl, int64_t now_us, int64_t *next_us)
+{
+    struct list due;
+    list_init(&due);
+    pthread_mutex_lock(&cl->lock);
+    bool live = client_has_live(cl);
+    list_for_each_safe(it, tmp, &cl->waiters)
+    {
+        struct client_waiter *w = list_entry(it, struct client_waiter, node);
+        if (!live && w->until_us > now_us && !cl->is_closing) {
+            *next_us = w->until_us < *next_us ? w->until_us : *next_us;
+            continue;
+        }
+        list_remove(&w->node);
+        list_push_back(&due, &w->node);
+    }
+    pthread_mutex_unlock(&cl->lock);
+    while (!list_is_empty(&due)) {
+        struct client_waiter *w = list_entry(list_pop_front(&due), struct client_waiter, node);
+        w->fn(w);
+    }
+}
+
+void client_when_ready(struct rpc_client *cl, struct client_waiter *w)
+{
+    pthread_mutex_lock(&cl->lock);
+    list_push_back(&cl->waiters, &w->node);
+    pthread_mutex_unlock(&cl->lock);
+    clock_wake_at(cl->clock, 0);
 }
 
 // ---------------------------------------------------------------- choosing a connection
@@ -600,6 +638,7 @@ struct rpc_client *rpc_client_new(const struct rpc_client_opts *o, struct err *e
     list_init(&cl->links);
     list_init(&cl->waiting);
     list_init(&cl->completed);
+    list_init(&cl->waiters);
     cl->budget.tenths = RETRY_BUDGET_MAX;
     cl->pool = o->pool;
     cl->endpoints = mem_array(o->n_endpoints, sizeof *cl->endpoints);
@@ -618,16 +657,19 @@ struct rpc_client *rpc_client_new(const struct rpc_client_opts *o, struct err *e
         memcpy(cl->endpoints[i].key, o->endpoints[i].key, 32);
     }
     cl->o.endpoints = NULL;
-    cl->n_endpoints = o->n_endpoints; // the clock may look from here on
+    cl->n_endpoints = o->n_endpoints;
     for (size_t i = 0; i < cl->n_endpoints; i++) {
         if (link_open(cl, &cl->endpoints[i], err) != STATUS_OK) {
             rpc_client_free(cl);
             return NULL;
         }
     }
+    cl->is_started = true; // from here on the links are the clock's
+    clock_wake_at(cl->clock, 0);
     return cl;
 }
 
+// The server sees the connection end, which cancels what it still does for us.
 static void abort_flows(struct rpc_client *cl)
 {
     list_for_each(it, &cl->links)
@@ -636,11 +678,7 @@ static void abort_flows(struct rpc_client *cl)
         if (!c)
             continue;
         conn_lock(c);
-        list_for_each_safe(at, tmp, &c->flows)
-        {
-            flow_abort(list_entry(at, struct flow, all), STATUS_CANCELLED,
-                       "the client is closing");
-        }
+        conn_end(c, STATUS_CANCELLED, "the client is closing");
         conn_unlock(c);
         conn_unref(c);
     }
@@ -656,6 +694,8 @@ void rpc_client_free(struct rpc_client *cl)
     pthread_mutex_unlock(&cl->lock);
     clock_stop(cl->clock); // links stay as they are from here on
     abort_flows(cl);
+    int64_t next = TIME_NEVER;
+    waiters_tick(cl, time_mono_us(), &next);
     async_fail_waiting(cl);
     pthread_mutex_lock(&cl->lock);
     while (cl->n_live)

@@ -719,6 +719,11 @@ bool flow_wait(struct flow *f, int64_t deadline_us)
 
 void conn_kill(struct conn *c, const char *why)
 {
+    conn_end(c, STATUS_UNAVAILABLE, why);
+}
+
+void conn_end(struct conn *c, enum status code, const char *why)
+{
     if (c->dead)
         return;
     c->dead = true;
@@ -728,7 +733,7 @@ void conn_kill(struct conn *c, const char *why)
     list_for_each_safe(it, tmp, &c->flows)
     {
         struct flow *f = list_entry(it, struct flow, all);
-        f->status = (struct frame_status){.code = STATUS_UNAVAILABLE};
+        f->status = (struct frame_status){.code = code};
         snprintf(f->status.msg, sizeof f->status.msg, "connection lost: %s", why);
         flow_post(f, FLOW_ENDED);
         flow_remove(f);
@@ -745,6 +750,14 @@ void conn_goaway(struct conn *c)
         return;
     c->draining = true;
     frame_put(&c->control, FRAME_GOAWAY, 0, 0, NULL, 0);
+    frame_put(&c->control, FRAME_PING, 0, 0, NULL, 0); // its ACK says that they know
+}
+
+bool conn_all_acked(const struct conn *c)
+{
+    return c->dead || !c->ready ||
+           (c->tx_records == c->tx_acked && !pending(&c->control, c->control_off) &&
+            !pending(&c->calls, c->calls_off));
 }
 
 void conn_refuse(struct conn *c, uint32_t id, enum status code, const char *msg)
@@ -791,6 +804,8 @@ static void on_ack(struct conn *c, uint64_t n)
     else if (delay > 8 * c->min_ack_us + 20000)
         c->window = c->window / 2 > WINDOW_MIN ? c->window / 2 : WINDOW_MIN;
     c->window_limited = false;
+    if (c->draining && conn_all_acked(c) && c->o.owner->idle)
+        c->o.owner->idle(c);
 }
 
 static void on_window(struct conn *c, const struct frame *fr)

@@ -223,6 +223,8 @@ void conn_start(struct conn *c); // dialling side: sends the first handshake mes
 void conn_input(struct conn *c, struct transport_msg *m);
 void conn_slot_free(struct conn *c);
 void conn_kill(struct conn *c, const char *why); // twice is fine
+void conn_end(struct conn *c, enum status code, const char *why); // the same; flows end with code
+bool conn_all_acked(const struct conn *c); // nothing of ours is on its way
 // Deadlines, keep-alive; takes the lock itself. Returns when it wants to be called next.
 int64_t conn_tick(struct conn *c, int64_t now_us);
 void conn_goaway(struct conn *c);

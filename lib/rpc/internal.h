@@ -175,13 +175,23 @@ struct rpc_client {
     pthread_cond_t cond;
     struct list links;
     struct list waiting, completed; // struct async
+    struct list waiters;            // struct client_waiter
     bool completing, is_closing;
+    atomic_bool is_started;
     unsigned n_live; // calls and streams
     struct retry_budget budget;
     struct clock *clock;
     struct work_pool *pool, *own_pool;
     struct rpc_client_stats stats;
 };
+
+// fn runs once on the clock thread: a connection is there, or until_us came, or the client closes.
+struct client_waiter {
+    struct list node;
+    int64_t until_us;
+    void (*fn)(struct client_waiter *w);
+};
+void client_when_ready(struct rpc_client *c, struct client_waiter *w);
 
 // One attempt of a call.
 struct rpc_stream {

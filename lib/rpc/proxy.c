@@ -23,6 +23,8 @@ struct proxy {
     struct rpc_stream *up; // referenced from its start until the call is answered
     bool busy[N_DIRECTIONS], again[N_DIRECTIONS];
     bool answered;
+    struct rpc_client *client;
+    struct client_waiter waiter;
 };
 
 struct proxy *proxy_new(struct rpc_call *c)
@@ -241,25 +243,56 @@ static bool start_up(struct rpc_call *c, struct rpc_client *cl)
     return ok;
 }
 
+// What came before the other side existed, a cancellation included.
+static void catch_up(struct rpc_call *c)
+{
+    conn_lock(c->flow.conn);
+    bool over = c->flow.status.code != STATUS_OK;
+    conn_unlock(c->flow.conn);
+    proxy_event(c, over ? FLOW_ENDED : FLOW_READABLE);
+}
+
+// The waiter holds a reference of the call, and so of the proxy it is in.
+static void on_ready(struct client_waiter *w)
+{
+    struct proxy *p = list_entry(w, struct proxy, waiter);
+    struct rpc_call *c = p->call;
+    conn_lock(c->flow.conn);
+    struct frame_status st = c->flow.status;
+    conn_unlock(c->flow.conn);
+    if (st.code != STATUS_OK) // cancelled while it waited
+        answer(p, &st);
+    else if (start_up(c, p->client))
+        catch_up(c);
+    else
+        refuse(c, STATUS_UNAVAILABLE, "the service behind the gateway is not reachable");
+    struct rpc_client *cl = p->client;
+    call_unref(c);
+    client_leave(cl);
+}
+
 void proxy_start(struct rpc_call *c)
 {
     struct rpc_server *s = c->server;
-    struct rpc_client *cl = NULL;
+    struct proxy *p = c->proxy;
     struct err err = ERR_INIT;
-    enum status st = s->route(s->route_ud, c->entry->m, c->route, &cl, &err);
-    if (st == STATUS_OK && !cl)
+    enum status st = s->route(s->route_ud, c->entry->m, c->route, &p->client, &err);
+    if (st == STATUS_OK && !p->client)
         st = err_set(&err, STATUS_UNAVAILABLE, "no service is known for this call");
     if (st != STATUS_OK) {
         refuse(c, st, err.msg);
         return;
     }
-    if (!start_up(c, cl)) {
-        refuse(c, STATUS_UNAVAILABLE, "the service behind the gateway is not reachable");
+    if (start_up(c, p->client)) {
+        catch_up(c);
         return;
     }
-    // What came before the other side existed, a cancellation included.
-    conn_lock(c->flow.conn);
-    bool over = c->flow.status.code != STATUS_OK;
-    conn_unlock(c->flow.conn);
-    proxy_event(c, over ? FLOW_ENDED : FLOW_READABLE);
+    if (!client_enter(p->client)) {
+        refuse(c, STATUS_UNAVAILABLE, "the gateway is shutting down");
+        return;
+    }
+    call_ref(c);
+    p->waiter.fn = on_ready;
+    p->waiter.until_us = client_connect_deadline(p->client, c->deadline_us);
+    client_when_ready(p->client, &p->waiter);
 }

@@ -21,6 +21,7 @@
 #define HALF_OPEN_MAX 4096
 #define PUBLIC_MIN_FILES 16384
 #define INBOX_ROUND 16
+#define GOODBYE_MS 50 // for peers to take note when there is no grace
 
 // ---------------------------------------------------------------- methods
 
@@ -551,6 +552,7 @@ static unsigned open_calls(struct rpc_server *s)
     for (size_t i = 0; i < n; i++) {
         conn_lock(all[i]);
         open += all[i]->dead ? 0 : all[i]->n_calls;
+        open += !conn_all_acked(all[i]);
         conn_unlock(all[i]);
         conn_unref(all[i]);
     }
@@ -558,6 +560,7 @@ static unsigned open_calls(struct rpc_server *s)
     return open;
 }
 
+// Also what is still on its way: an answer, or that we are going away.
 static bool is_quiet(struct rpc_server *s)
 {
     return no_live_calls(s) && open_calls(s) == 0;
@@ -592,7 +595,7 @@ void rpc_server_stop(struct rpc_server *s, int64_t grace_ms)
     if (s->is_stopped)
         return;
     rpc_server_close(s);
-    if (!wait_for(s, is_quiet, time_deadline_in_ms(grace_ms))) {
+    if (!wait_for(s, is_quiet, time_deadline_in_ms(grace_ms ? grace_ms : GOODBYE_MS))) {
         end_all(s, false);
         // Cancelled handlers end soon, and their answers are worth a moment.
         wait_for(s, is_quiet, time_deadline_in_ms(grace_ms < 1000 ? grace_ms : 1000));

@@ -109,6 +109,20 @@ static struct slot *slot_new(struct transport *t)
     return s;
 }
 
+static void slot_stop(struct slot *s)
+{
+    if (s)
+        nng_aio_stop(s->aio);
+}
+
+static void slot_free(struct slot *s)
+{
+    if (!s)
+        return;
+    nng_aio_free(s->aio);
+    mem_free(s);
+}
+
 // Called with the lock held.
 static struct slot *slot_more(struct transport *t)
 {
@@ -187,24 +201,21 @@ static void t_free(struct transport *t)
     pthread_mutex_lock(&t->lock);
     t->is_closing = true;
     pthread_mutex_unlock(&t->lock);
+    // Stopped before the socket closes: an aio that is started while nng takes the socket's queues
+    // down would stay on a freed list.
+    if (t->recv)
+        nng_aio_stop(t->recv);
+    for (size_t i = 0; i < N_ELEMENTS(t->all); i++)
+        slot_stop(t->all[i]);
+    for (size_t i = 0; i < t->n_more; i++)
+        slot_stop(t->more[i]);
     if (nng_socket_id(t->sock) > 0)
         nng_close(t->sock);
-    if (t->recv) {
-        nng_aio_stop(t->recv);
-        nng_aio_free(t->recv);
-    }
-    for (size_t i = 0; i < TRANSPORT_DIAL_SLOTS; i++) {
-        if (!t->all[i])
-            continue;
-        nng_aio_stop(t->all[i]->aio);
-        nng_aio_free(t->all[i]->aio);
-        mem_free(t->all[i]);
-    }
-    for (size_t i = 0; i < t->n_more; i++) {
-        nng_aio_stop(t->more[i]->aio);
-        nng_aio_free(t->more[i]->aio);
-        mem_free(t->more[i]);
-    }
+    nng_aio_free(t->recv);
+    for (size_t i = 0; i < N_ELEMENTS(t->all); i++)
+        slot_free(t->all[i]);
+    for (size_t i = 0; i < t->n_more; i++)
+        slot_free(t->more[i]);
     mem_free(t->more);
     pthread_mutex_destroy(&t->lock);
     mem_free(t);
