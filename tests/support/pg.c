@@ -137,8 +137,6 @@ static bool start_server(struct keeper *k)
                                        "-c",
                                        "full_page_writes=off",
                                        "-c",
-                                       "synchronous_commit=off",
-                                       "-c",
                                        "shared_buffers=16MB",
                                        "-c",
                                        "max_connections=60",
