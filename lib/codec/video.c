@@ -449,7 +449,7 @@ static enum status decode_from_somewhere(struct video_job *j, struct err *err)
         if (s != STATUS_OK)
             return s;
         avcodec_flush_buffers(j->dec);
-        enum start_state start;
+        enum start_state start = START_FINE;
         s = decode(j, last, &start, err);
         if (s != STATUS_OK)
             return s;
