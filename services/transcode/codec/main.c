@@ -26,7 +26,8 @@ static enum status send_segment(void *ud, const struct media_segment_out *out, c
 static void send_progress(void *ud, int64_t done, int64_t total)
 {
     struct media_record r = {.type = MEDIA_REC_PROGRESS, .a = done, .b = total};
-    (void)control_send(ud, &r, NULL); // a lost parent is noticed by the next result
+    if (control_send(ud, &r, NULL) != STATUS_OK)
+        return; // a lost parent is noticed by the next result
 }
 
 static enum status probe(struct control *c, const struct codec_source *src,
