@@ -240,6 +240,8 @@ void instance_stop(struct instance *in, int64_t deadline_us)
     if (in->role->stop)
         in->role->stop(in->self);
     in->self = NULL;
+    // Now, and not with the rest: other nodes of this process still serve what these clients hold.
+    svc_clients_free(TAKE(in->clients));
     log_info(in->svc.log, "stopped", F_I64("up_ms", time_mono_ms() - in->started_ms));
 }
 
