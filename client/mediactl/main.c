@@ -145,7 +145,7 @@ static enum status connect_server(struct ctl *k)
     o.server = ctl_has(k, OPT_SERVER) ? k->opt[OPT_SERVER] : env && env[0] ? env : NULL;
     o.timeout_ms = (uint32_t)k->timeout_ms;
     if (k->timeout_ms && k->timeout_ms < 5000)
-        o.connect_timeout_ms = (uint32_t)k->timeout_ms;
+        o.connect_timeout_ms = (uint32_t)k->timeout_ms * 3 / 4; // so that this is what is said
     cauce_error e;
     return ctl_status(k, cauce_connect(&o, &k->c, &e), &e);
 }
@@ -192,7 +192,7 @@ int main(int argc, char **argv)
     if (find_state_dir(&k) != STATUS_OK)
         return report(&k, k.err.code, false);
     int code;
-    if (k.command->needs == ALONE) {
+    if (k.command->needs == ALONE || ctl_has(&k, OPT_FROM_LIBRARY)) {
         code = report(&k, k.command->run(&k), false);
     } else {
         sigset_t set; // before any thread, so that all of them leave the signals to the watcher
