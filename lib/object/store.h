@@ -31,7 +31,7 @@ enum object_io_op {
 };
 
 struct object_store_opts {
-    const char *dir;              // made (0700) when missing; its parent must exist
+    const char *dir;              // made (0700) when missing, parents too
     int64_t max_bytes;            // quota for objects and open uploads; 0 = what the disk has
     int64_t min_free_bytes;       // refuse new bytes when the disk would have less left
     int64_t grace_ms;             // an object without a pin is kept at least this long
