@@ -237,7 +237,8 @@ static enum status put_object(struct rpc_client *c, const uint8_t *p, size_t n,
     struct rpc_stream *s = NULL;
     struct err e = ERR_INIT;
     enum status st = origin_object_put_open(c, NULL, &s, &e);
-    Origin__PutObjectRequest m = ORIGIN__PUT_OBJECT_REQUEST__INIT;
+    Origin__PutObjectRequest m;
+    origin__put_object_request__init(&m);
     m.digest = (ProtobufCBinaryData){32, (uint8_t *)(uintptr_t)digest};
     m.size = (int64_t)n;
     m.item_id = (char *)(uintptr_t)item;
@@ -263,7 +264,8 @@ static enum status read_object(struct rpc_client *c, const struct rpc_opts *o,
                                const uint8_t *digest, int64_t offset, int64_t length,
                                const char *media, struct buf *ret)
 {
-    Origin__ReadRequest req = ORIGIN__READ_REQUEST__INIT;
+    Origin__ReadRequest req;
+    origin__read_request__init(&req);
     req.digest = (ProtobufCBinaryData){32, (uint8_t *)(uintptr_t)digest};
     req.offset = offset;
     req.length = length;
@@ -289,7 +291,8 @@ static enum status read_object(struct rpc_client *c, const struct rpc_opts *o,
 static enum status read_tree(struct rpc_client *c, const struct rpc_opts *o, const uint8_t *digest,
                              const char *media, struct buf *ret)
 {
-    Origin__TreeRequest req = ORIGIN__TREE_REQUEST__INIT;
+    Origin__TreeRequest req;
+    origin__tree_request__init(&req);
     req.digest = (ProtobufCBinaryData){32, (uint8_t *)(uintptr_t)digest};
     if (media)
         req.media_token = (char *)(uintptr_t)media;
@@ -308,7 +311,8 @@ static enum status read_tree(struct rpc_client *c, const struct rpc_opts *o, con
 
 static bool stat_object(struct world *w, const uint8_t *digest, int64_t *size)
 {
-    Origin__StatRequest req = ORIGIN__STAT_REQUEST__INIT;
+    Origin__StatRequest req;
+    origin__stat_request__init(&req);
     req.digest = (ProtobufCBinaryData){32, (uint8_t *)(uintptr_t)digest};
     AUTO(rpc_message_free_p) Origin__StatReply *r = NULL;
     assert_int_equal(origin_object_stat(w->orch, NULL, &req, &r, NULL), STATUS_OK);
@@ -395,7 +399,8 @@ static void test_slow_readers_hold_no_thread(void **state)
     object_digest(digest, p, SIZE);
     assert_int_equal(put_object(w->work, p, SIZE, digest, ITEM, NULL), STATUS_OK);
     struct rpc_stream *slow[N] = {NULL};
-    Origin__ReadRequest req = ORIGIN__READ_REQUEST__INIT;
+    Origin__ReadRequest req;
+    origin__read_request__init(&req);
     req.digest = (ProtobufCBinaryData){32, digest};
     struct rpc_opts o = {.deadline_us = time_mono_us() + 60000000};
     for (int i = 0; i < N; i++) {
@@ -470,11 +475,16 @@ static void test_users_cannot_do_what_is_the_services(void **state)
     struct world *w = *state;
     uint8_t digest[32] = {1};
     struct rpc_opts o = as(&w->alice);
-    Origin__PinRequest pin = ORIGIN__PIN_REQUEST__INIT;
-    Origin__CreateRequest create = ORIGIN__CREATE_REQUEST__INIT;
-    Origin__FinishRequest finish = ORIGIN__FINISH_REQUEST__INIT;
-    Origin__DropRequest drop = ORIGIN__DROP_REQUEST__INIT;
-    Origin__UsageRequest usage = ORIGIN__USAGE_REQUEST__INIT;
+    Origin__PinRequest pin;
+    origin__pin_request__init(&pin);
+    Origin__CreateRequest create;
+    origin__create_request__init(&create);
+    Origin__FinishRequest finish;
+    origin__finish_request__init(&finish);
+    Origin__DropRequest drop;
+    origin__drop_request__init(&drop);
+    Origin__UsageRequest usage;
+    origin__usage_request__init(&usage);
     AUTO(rpc_message_free_p) Origin__UsageReply *used = NULL;
     Origin__PinReply *pr = NULL;
     Origin__CreateReply *cr = NULL;
@@ -520,7 +530,8 @@ static void file_done(struct file *f)
 
 static Origin__CreateReply *create(struct world *w, struct file *f)
 {
-    Origin__CreateRequest req = ORIGIN__CREATE_REQUEST__INIT;
+    Origin__CreateRequest req;
+    origin__create_request__init(&req);
     req.upload_id = (char *)(uintptr_t)UPLOAD;
     req.owner = (char *)(uintptr_t)ALICE;
     req.item_id = (char *)(uintptr_t)ITEM;
@@ -536,7 +547,8 @@ static enum status send_leaves(struct world *w, const struct buf *token, struct 
     struct rpc_opts o = as(token);
     struct rpc_stream *s = NULL;
     enum status st = origin_upload_leaves_open(w->user, &o, &s, NULL);
-    Origin__LeavesRequest m = ORIGIN__LEAVES_REQUEST__INIT;
+    Origin__LeavesRequest m;
+    origin__leaves_request__init(&m);
     m.upload_id = (char *)(uintptr_t)UPLOAD;
     for (size_t at = 0; st == STATUS_OK && at < f->leaves.len; at += 100) {
         m.digests = (ProtobufCBinaryData){f->leaves.len - at < 100 ? f->leaves.len - at : 100,
@@ -559,7 +571,8 @@ static enum status send_range(struct world *w, const struct buf *token, struct f
     struct rpc_stream *s = NULL;
     struct err e = ERR_INIT;
     enum status st = origin_upload_put_open(w->user, &o, &s, &e);
-    Origin__PutRequest m = ORIGIN__PUT_REQUEST__INIT;
+    Origin__PutRequest m;
+    origin__put_request__init(&m);
     m.upload_id = (char *)(uintptr_t)UPLOAD;
     for (int64_t leaf = first; st == STATUS_OK && leaf < last; leaf += 4) {
         size_t at = (size_t)leaf * LEAF, end = (size_t)(leaf + 4 < last ? leaf + 4 : last) * LEAF;
@@ -580,7 +593,8 @@ static enum status send_range(struct world *w, const struct buf *token, struct f
 static Origin__MissingReply *missing(struct world *w, const struct buf *token, enum status want)
 {
     struct rpc_opts o = as(token);
-    Origin__MissingRequest req = ORIGIN__MISSING_REQUEST__INIT;
+    Origin__MissingRequest req;
+    origin__missing_request__init(&req);
     req.upload_id = (char *)(uintptr_t)UPLOAD;
     Origin__MissingReply *r = NULL;
     assert_int_equal(origin_upload_missing(w->user, &o, &req, &r, NULL), want);
@@ -589,7 +603,8 @@ static Origin__MissingReply *missing(struct world *w, const struct buf *token, e
 
 static enum status finish(struct world *w, const struct file *f)
 {
-    Origin__FinishRequest req = ORIGIN__FINISH_REQUEST__INIT;
+    Origin__FinishRequest req;
+    origin__finish_request__init(&req);
     req.upload_id = (char *)(uintptr_t)UPLOAD;
     AUTO(rpc_message_free_p) Origin__FinishReply *r = NULL;
     enum status st = origin_upload_finish(w->orch, NULL, &req, &r, NULL);
@@ -674,7 +689,8 @@ static void test_dropped_upload_is_gone(void **state)
     struct file f;
     file_init(&f, 3 * LEAF);
     rpc_message_free(create(w, &f));
-    Origin__DropRequest req = ORIGIN__DROP_REQUEST__INIT;
+    Origin__DropRequest req;
+    origin__drop_request__init(&req);
     req.upload_id = (char *)(uintptr_t)UPLOAD;
     for (int i = 0; i < 2; i++) {
         AUTO(rpc_message_free_p) Origin__DropReply *r = NULL;
@@ -696,7 +712,8 @@ static void test_pins_by_call(void **state)
         assert_int_equal(put_object(w->work, p, 500 + (size_t)i, d[i], ITEM, NULL), STATUS_OK);
     }
     ProtobufCBinaryData list[2] = {{32, d[0]}, {32, d[1]}};
-    Origin__PinRequest req = ORIGIN__PIN_REQUEST__INIT;
+    Origin__PinRequest req;
+    origin__pin_request__init(&req);
     req.item_id = (char *)(uintptr_t)ITEM_2;
     req.digests = list;
     req.n_digests = 2;
@@ -732,7 +749,8 @@ static void test_scrub_names_the_damaged_object(void **state)
     assert_non_null(f);
     fputc(p[0] ^ 1, f);
     fclose(f);
-    Origin__ScrubRequest req = ORIGIN__SCRUB_REQUEST__INIT;
+    Origin__ScrubRequest req;
+    origin__scrub_request__init(&req);
     struct rpc_stream *s = NULL;
     assert_int_equal(origin_object_scrub_open(w->orch, NULL, &req, &s, NULL), STATUS_OK);
     size_t n_bad = 0;
@@ -753,7 +771,8 @@ static void test_scrub_names_the_damaged_object(void **state)
     int64_t size;
     assert_false(stat_object(w, d[1], &size));
     assert_true(stat_object(w, d[0], &size));
-    Origin__UsageRequest ureq = ORIGIN__USAGE_REQUEST__INIT;
+    Origin__UsageRequest ureq;
+    origin__usage_request__init(&ureq);
     AUTO(rpc_message_free_p) Origin__UsageReply *u = NULL;
     assert_int_equal(origin_object_usage(w->orch, NULL, &ureq, &u, NULL), STATUS_OK);
     assert_int_equal(u->objects, 1);
