@@ -58,7 +58,10 @@ static enum status print_tasks(struct ctl *k, const Orchestrator__JobInfo *j)
         table_add(&t, "%d", w->attempts);
         table_add(&t, "%s", w->worker);
         table_add(&t, "%s", w->renditions);
-        table_add(&t, w->n_segments ? "%d+%d" : "", w->first_segment, w->n_segments);
+        if (w->n_segments)
+            table_add(&t, "%d+%d", w->first_segment, w->n_segments);
+        else
+            table_add(&t, "-");
         table_add(&t, "%.2f", w->seconds_fetch);
         table_add(&t, "%.2f", w->seconds_encode);
         table_add(&t, "%.2f", w->seconds_store);
