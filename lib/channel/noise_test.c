@@ -111,6 +111,84 @@ static void run_vector(const struct vector *v)
         assert_memory_equal(hash, side[1].sym.h, NOISE_HASH_SIZE);
 }
 
+// One of the published vectors (cacophony, public domain), so that a machine without the files
+// still checks against somebody else's work.
+static const struct {
+    const char *payload, *cipher; // the initiator's first, then in turn
+} ik_messages[] = {
+    {"4c756477696720766f6e204d69736573", "ca35def5ae56cec33dc2036731ab14896bc4c75dbb07a61f879f8e3af"
+                                         "a4c7944ba83a447b38c83e327ad936929812f62"
+                                         "4884847b7831e95e197b2f797088efdd2f88f1db7e1fb0e99c6441909"
+                                         "7af91cee64e470f4b6fcd9298ce0b56fe20f86e"
+                                         "13bf70439c538e3602a7127af71a29cc"},
+    {"4d757272617920526f746862617264", "95ebc60d2b1fa672c1f46a8aa265ef51bfe38e7ccb39ec5be34069f1448"
+                                       "088439f069b267a06b3de3ecb1043bcb098e9"
+                                       "af91d9c64748d998c7b47890871571"},
+    {"462e20412e20486179656b", "cd54383060e7a28434cca27fb1cc524cfbabeb18181589df219d07"},
+    {"4361726c204d656e676572", "a856d3bf0246bfc476c655009cd1ed677b8dcc5b349ae8ef2a05f2"},
+};
+static const char ik_hash[] = "1c8fa891cb414fedba6daa7c6f4ae0a6d98e5f9768cc9cecd27e805614943ee9"
+                              "c8a1b27fbfb76dc197255c8aa69f6b4285c423840b8bedf45e652ca64f797d81";
+
+static struct noise_keypair keypair_of(const char *secret)
+{
+    struct noise_keypair k = {.is_set = true};
+
+    assert_true(str_unhex(k.secret, sizeof(k.secret), secret));
+    crypto_dh_public(k.public_key, k.secret);
+    return k;
+}
+
+static void ik_sides(struct noise side[2])
+{
+    const struct noise_keypair
+        s0 = keypair_of("e61ef9919cde45dd5f82166404bd08e38bceb5dfdfded0a34c8df7ed542214d1"),
+        e0 = keypair_of("893e28b9dc6ca8d611ab664754b8ceb7bac5117349a4439a6b0569da977c464a"),
+        s1 = keypair_of("4a3acbfdb163dec651dfa3194dece676d437029c62a408b4c5ea9114246e4893"),
+        e1 = keypair_of("bbdb4cdbd309f1a1f2e1456967fe288cadd6f712d65dc7b7793d5e63da6b375b");
+    struct noise_opts o = {.protocol = "Noise_IK_25519_ChaChaPoly_BLAKE2b",
+                           .is_initiator = true,
+                           .prologue = "John Galt",
+                           .prologue_len = 9,
+                           .s = &s0,
+                           .e = &e0,
+                           .rs = s1.public_key};
+    struct err err = ERR_INIT;
+
+    assert_int_equal(noise_init(&side[0], &o, &err), STATUS_OK);
+    o.is_initiator = false;
+    o.s = &s1;
+    o.e = &e1;
+    o.rs = NULL;
+    assert_int_equal(noise_init(&side[1], &o, &err), STATUS_OK);
+}
+
+static void test_noise_built_in_vector(void **state)
+{
+    (void)state;
+    struct noise side[2];
+    struct transport t = {0};
+    uint8_t payload[MAX], cipher[MAX], hash[NOISE_HASH_SIZE];
+
+    ik_sides(side);
+    for (size_t i = 0; i < N_ELEMENTS(ik_messages); i++) {
+        size_t payload_len = strlen(ik_messages[i].payload) / 2;
+        size_t cipher_len = strlen(ik_messages[i].cipher) / 2;
+        assert_true(str_unhex(payload, payload_len, ik_messages[i].payload));
+        assert_true(str_unhex(cipher, cipher_len, ik_messages[i].cipher));
+        if (i >= 2) {
+            check_transport_message(&t, CRYPTO_CHACHAPOLY, i, payload, payload_len, cipher,
+                                    cipher_len);
+            continue;
+        }
+        check_handshake_message(&side[i], &side[1 - i], payload, payload_len, cipher, cipher_len);
+        if (i == 1)
+            noise_split(&side[0], t.key[0], t.key[1]);
+    }
+    assert_true(str_unhex(hash, sizeof(hash), ik_hash));
+    assert_memory_equal(hash, side[0].sym.h, sizeof(hash));
+}
+
 static void run_file(const char *file, size_t n_expected)
 {
     struct vectors *all = vectors_open(file, "vectors");
@@ -343,6 +421,7 @@ static int start(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_noise_built_in_vector),
         cmocka_unit_test(test_noise_cacophony_vectors),
         cmocka_unit_test(test_noise_snow_vectors),
         cmocka_unit_test(test_noise_aesgcm_vectors),
