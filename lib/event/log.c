@@ -7,7 +7,8 @@
 //
 // Numbers are given in the order of commits (append.c), so "all rows above my position" is always
 // the next part of the log without holes, and a lost notification delays but never loses an event:
-// each (re)connect of the listener wakes all.
+// each (re)connect of the listener wakes all. A follower sits out a database that is away, trying
+// again every second.
 #include "event/event.h"
 
 #include <pthread.h>
@@ -28,6 +29,7 @@
 #define PAGE_ROWS 128
 #define MAX_READERS 4096
 #define SUBJECT_SIZE 128
+#define DATABASE_RETRY_MS 1000
 
 struct event_log {
     struct db *db;
@@ -36,6 +38,7 @@ struct event_log {
     char **topics;
     size_t n_topics;
     struct work_pool *pool;
+    struct work_timers *timers;
     struct db_listener *listener;
     pthread_mutex_t lock;
     struct list readers;
@@ -56,7 +59,10 @@ struct reader_state {
     int64_t tip;  // the topic's last number when the page was read
     struct db_result *page;
     size_t row;
+    struct work_timer *retry; // set while the database is away
 };
+
+static void wake(struct reader_state *r);
 
 // ---------------------------------------------------------------- one run of a reader
 
@@ -162,16 +168,37 @@ static enum status check_end(struct reader_state *r, struct err *err)
     return STATUS_OK;
 }
 
+static enum status next_page(struct reader_state *r, struct err *err)
+{
+    enum status s = r->next < 0 ? read_tip(r, err) : STATUS_OK;
+    return s == STATUS_OK && !r->page ? read_page(r, err) : s;
+}
+
+static void on_retry(void *ud)
+{
+    wake(ud);
+}
+
+// The database is away: a follower rests and comes back, others are told.
+static enum run_result sit_out(struct reader_state *r, enum status s)
+{
+    if (s != STATUS_UNAVAILABLE || !r->follow)
+        return RUN_DONE;
+    work_timer_cancel(r->retry);
+    r->retry =
+        work_timer_start(r->log->timers, time_deadline_in_ms(DATABASE_RETRY_MS), on_retry, r);
+    return r->retry ? RUN_REST : RUN_DONE;
+}
+
 static enum run_result run(struct reader_state *r, enum status *ret, struct err *err)
 {
     for (;;) {
         *ret = check_end(r, err);
-        if (*ret == STATUS_OK && r->next < 0)
-            *ret = read_tip(r, err);
-        if (*ret == STATUS_OK && !r->page)
-            *ret = read_page(r, err);
         if (*ret != STATUS_OK)
             return RUN_DONE;
+        *ret = next_page(r, err);
+        if (*ret != STATUS_OK)
+            return sit_out(r, *ret);
         size_t n = page_rows(r);
         if (!write_page(r, n))
             return RUN_REST;
@@ -190,6 +217,7 @@ static void reader_end(struct reader_state *r, enum status s, const struct err *
     log_debug(l->log, "event_read_ended", F_STR("topic", r->topic), F_I64("next", r->next),
               F_ERR(err));
     rpc_call_finish(r->call, s, NULL, err); // no on_writable after this
+    work_timer_cancel(r->retry);            // nor on_retry
     pthread_mutex_lock(&l->lock);
     list_remove(&r->link);
     l->n_readers--;
@@ -228,12 +256,16 @@ static void wake_locked(struct reader_state *r)
     r->running = work_pool_submit(r->log->pool, reader_task, r);
 }
 
-static void on_writable(void *ud)
+static void wake(struct reader_state *r)
 {
-    struct reader_state *r = ud;
     pthread_mutex_lock(&r->log->lock);
     wake_locked(r);
     pthread_mutex_unlock(&r->log->lock);
+}
+
+static void on_writable(void *ud)
+{
+    wake(ud);
 }
 
 // payload is the topic; NULL after a (re)connect: anything may have been missed.
@@ -375,7 +407,8 @@ enum status event_log_new(struct db *db, const struct db_opts *listen, const cha
     if (s != STATUS_OK)
         return s;
     l->pool = work_pool_new("event", 2, MAX_READERS * 2);
-    if (!l->pool)
+    l->timers = work_timers_new();
+    if (!l->pool || !l->timers)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "event log: cannot start threads");
     snprintf(channel, sizeof channel, "%s_event", schema);
     l->listener = db_listen(listen, (const char *const[]){channel}, 1, on_notify, l, err);
@@ -404,6 +437,7 @@ void event_log_free(struct event_log *l)
     if (!l)
         return;
     db_listener_free(l->listener);
+    work_timers_free(l->timers);
     work_pool_free(l->pool);
     for (size_t i = 0; i < l->n_topics; i++)
         mem_free(l->topics[i]);
