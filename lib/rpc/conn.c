@@ -1045,6 +1045,7 @@ static void on_record(struct conn *c, const uint8_t *p, size_t n, size_t size)
     c->pinged = false;
     if (!c->confirmed) {
         c->confirmed = true;
+        conn_want_tick(c, c->now_us + c->o.ping_us);
         c->o.owner->confirmed(c);
     }
     const uint8_t *end = p + n;
