@@ -14,6 +14,7 @@
 #define PAGE_DEFAULT 50
 #define PAGE_MAX 200
 #define ACCESS_TOKEN_MAX 2048
+#define RETRY_AFTER_MS 1000
 
 static enum status no_memory(struct err *err)
 {
@@ -84,6 +85,14 @@ static enum status fill_tokens(struct rpc_call *call, const struct session_grant
     return fill_user(a, &g->account, ret->user, err);
 }
 
+// What is over a limit may be tried again: the sentence says so to people, this to programs.
+static enum status limited(struct rpc_call *call, enum status st)
+{
+    if (st == STATUS_RESOURCE_EXHAUSTED)
+        rpc_call_retry_after(call, RETRY_AFTER_MS);
+    return st;
+}
+
 // ---------------------------------------------------------------- Session
 
 static enum status handle_register(struct rpc_call *call, const Session__RegisterRequest *req,
@@ -92,7 +101,7 @@ static enum status handle_register(struct rpc_call *call, const Session__Registe
     struct session_grant g;
     enum status st = session_register(rpc_call_self(call), req->name, req->password, req->email,
                                       rpc_call_deadline_us(call), &g, err);
-    return st == STATUS_OK ? fill_tokens(call, &g, ret, err) : st;
+    return st == STATUS_OK ? fill_tokens(call, &g, ret, err) : limited(call, st);
 }
 
 static enum status handle_login(struct rpc_call *call, const Session__LoginRequest *req,
@@ -101,7 +110,7 @@ static enum status handle_login(struct rpc_call *call, const Session__LoginReque
     struct session_grant g;
     enum status st = session_login(rpc_call_self(call), req->name, req->password, req->device,
                                    rpc_call_deadline_us(call), &g, err);
-    return st == STATUS_OK ? fill_tokens(call, &g, ret, err) : st;
+    return st == STATUS_OK ? fill_tokens(call, &g, ret, err) : limited(call, st);
 }
 
 static enum status handle_refresh(struct rpc_call *call, const Session__RefreshRequest *req,
@@ -143,7 +152,7 @@ static enum status handle_change_password(struct rpc_call *call,
     if (st == STATUS_OK)
         st = session_change_password(s, &a, req->old_password, req->new_password,
                                      rpc_call_deadline_us(call), &g, err);
-    return st == STATUS_OK ? fill_tokens(call, &g, ret, err) : st;
+    return st == STATUS_OK ? fill_tokens(call, &g, ret, err) : limited(call, st);
 }
 
 // ---------------------------------------------------------------- UserAdmin
