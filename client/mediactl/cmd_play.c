@@ -136,10 +136,12 @@ static void print_result(struct ctl *k, cauce_stream *from, const struct sink *t
     if (ctl_has(k, OPT_STDOUT))
         return;
     if (!ctl_has(k, OPT_JSON)) {
-        fprintf(stderr, "%s: %" PRId64 " bytes, %s%s%s%s%s\n", to->what, to->written, i.mime,
-                i.direct ? ", the source itself" : ", ", i.video_rendition,
-                i.direct || !i.video_rendition[0] || !i.audio_rendition[0] ? "" : "+",
-                i.audio_rendition);
+        const char *plus = i.video_rendition[0] && i.audio_rendition[0] ? "+" : "";
+        fprintf(stderr, "%s: %" PRId64 " bytes, %s, ", to->what, to->written, i.mime);
+        if (i.direct)
+            fprintf(stderr, "the source itself\n");
+        else
+            fprintf(stderr, "%s%s%s\n", i.video_rendition, plus, i.audio_rendition);
         return;
     }
     struct buf b;

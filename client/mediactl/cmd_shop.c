@@ -1,25 +1,126 @@
 // buy, balance, voucher create and redeem, orders.
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
 #include "base/rand.h"
 #include "cauce/store.rpc.h"
 #include "ctl.h"
 
-static enum status cmd_buy(struct ctl *k)
+// ---------------------------------------------------------------- buying
+
+// A key stands for one request, and the quote is part of it. So with a key of the user's own the
+// quote is noted in the state folder before it is bought: the same command again, also after a
+// crash, names the same quote and gets the same order.
+struct note {
+    char *path;
+    char items[50 * UUID_SIZE]; // as they were given
+    char quote[64];
+};
+
+static enum status note_init(struct ctl *k, struct note *n)
 {
-    Store__QuoteRequest qr = STORE__QUOTE_REQUEST__INIT;
-    qr.n_item_ids = k->n_args;
-    qr.item_ids = k->args;
+    const char *key = k->opt[OPT_IDEMPOTENCY_KEY];
+    char hex[2 * 64 + 1];
+    *n = (struct note){0};
+    if (strlen(key) == 0 || strlen(key) > 64)
+        return err_set(&k->err, STATUS_INVALID_ARGUMENT,
+                       "--idempotency-key takes 1 to 64 characters");
+    str_hex(hex, key, strlen(key));
+    n->path = mem_printf("%s/buy-%s", k->state_dir, hex);
+    if (!n->path)
+        return err_set(&k->err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
+    for (size_t i = 0, at = 0; i < k->n_args; i++, at = strlen(n->items))
+        snprintf(n->items + at, sizeof(n->items) - at, "%s%s", i ? " " : "", k->args[i]);
+    return STATUS_OK;
+}
+
+// Fills quote when these items were quoted under this key before.
+static void note_read(struct note *n)
+{
+    char items[sizeof(n->items) + 2] = "", quote[sizeof(n->quote) + 2] = "";
+    FILE *f = fopen(n->path, "re");
+    if (!f)
+        return;
+    bool whole =
+        fgets(items, sizeof(items), f) && fgets(quote, sizeof(quote), f) && strchr(quote, '\n');
+    fclose(f);
+    items[strcspn(items, "\n")] = quote[strcspn(quote, "\n")] = '\0';
+    if (whole && strcmp(items, n->items) == 0)
+        str_copy(n->quote, sizeof(n->quote), quote);
+}
+
+static enum status note_write(struct ctl *k, const struct note *n)
+{
+    FILE *f = fopen(n->path, "we");
+    bool ok = f && fprintf(f, "%s\n%s\n", n->items, n->quote) > 0 && fflush(f) == 0 &&
+              fsync(fileno(f)) == 0;
+    if (f && fclose(f) != 0)
+        ok = false;
+    return ok ? STATUS_OK : err_errno(&k->err, errno, "write %s", n->path);
+}
+
+static enum status get_quote(struct ctl *k, char *dst, size_t size)
+{
+    Store__QuoteRequest req = STORE__QUOTE_REQUEST__INIT;
+    req.n_item_ids = k->n_args;
+    req.item_ids = k->args;
     AUTO(rpc_message_free_p) Store__QuoteReply *q = NULL;
-    enum status s = CTL_CALL(k, store_shop_quote, NULL, &qr, &q);
+    enum status s = CTL_CALL(k, store_shop_quote, NULL, &req, &q);
+    if (s == STATUS_OK && !str_copy(dst, size, q->quote_id))
+        s = err_set(&k->err, STATUS_INTERNAL, "the quote's id is too long");
+    return s;
+}
+
+static enum status purchase(struct ctl *k, const char *quote, const char *key, Store__Order **ret)
+{
+    Store__PurchaseRequest req = STORE__PURCHASE_REQUEST__INIT;
+    req.quote_id = client_str(quote);
+    req.idempotency_key = client_str(key);
+    struct client_try t;
+    enum status s = client_try_begin(&t, k->c, CLIENT_LOGGED_IN, NULL, 0, NULL, &k->err);
+    t.opts.idempotency_key = key; // a lost answer is asked for again
     if (s != STATUS_OK)
         return s;
-    char made[UUID_SIZE];
-    rand_uuid7(made);
-    Store__PurchaseRequest pr = STORE__PURCHASE_REQUEST__INIT;
-    pr.quote_id = q->quote_id;
-    pr.idempotency_key =
-        ctl_has(k, OPT_IDEMPOTENCY_KEY) ? client_str(k->opt[OPT_IDEMPOTENCY_KEY]) : made;
+    return CLIENT_CALL(&t, store_shop_purchase(client_rpc(k->c), &t.opts, &req, ret, &k->err),
+                       &k->err);
+}
+
+static enum status buy_with_key(struct ctl *k, Store__Order **ret)
+{
+    struct note n;
+    enum status s = note_init(k, &n);
+    if (s != STATUS_OK)
+        return s;
+    note_read(&n);
+    bool again = n.quote[0];
+    if (again)
+        s = purchase(k, n.quote, k->opt[OPT_IDEMPOTENCY_KEY], ret);
+    // not bought then and expired meanwhile: a new quote
+    if (!again || s == STATUS_NOT_FOUND || s == STATUS_FAILED_PRECONDITION) {
+        s = get_quote(k, n.quote, sizeof(n.quote));
+        if (s == STATUS_OK)
+            s = note_write(k, &n);
+        if (s == STATUS_OK)
+            s = purchase(k, n.quote, k->opt[OPT_IDEMPOTENCY_KEY], ret);
+    }
+    mem_free(n.path);
+    return s;
+}
+
+static enum status buy_once(struct ctl *k, Store__Order **ret)
+{
+    char quote[64], key[UUID_SIZE];
+    rand_uuid7(key);
+    enum status s = get_quote(k, quote, sizeof(quote));
+    return s == STATUS_OK ? purchase(k, quote, key, ret) : s;
+}
+
+static enum status cmd_buy(struct ctl *k)
+{
     AUTO(rpc_message_free_p) Store__Order *o = NULL;
-    s = CTL_CALL(k, store_shop_purchase, NULL, &pr, &o);
+    enum status s = ctl_has(k, OPT_IDEMPOTENCY_KEY) ? buy_with_key(k, &o) : buy_once(k, &o);
     if (s == STATUS_OK && ctl_has(k, OPT_JSON))
         return ctl_print_message(k, &o->base);
     if (s == STATUS_OK) {
@@ -30,6 +131,8 @@ static enum status cmd_buy(struct ctl *k)
     }
     return s;
 }
+
+// ---------------------------------------------------------------- money
 
 static enum status print_balances(struct ctl *k, const Store__BalanceReply *r)
 {

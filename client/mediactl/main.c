@@ -144,8 +144,8 @@ static enum status connect_server(struct ctl *k)
     o.state_dir = k->state_dir;
     o.server = ctl_has(k, OPT_SERVER) ? k->opt[OPT_SERVER] : env && env[0] ? env : NULL;
     o.timeout_ms = (uint32_t)k->timeout_ms;
-    if (k->timeout_ms && k->timeout_ms < 5000)
-        o.connect_timeout_ms = (uint32_t)k->timeout_ms * 3 / 4; // so that this is what is said
+    // A call is tried three times: a server that is not there is to be named before time runs out.
+    o.connect_timeout_ms = k->timeout_ms ? (uint32_t)(k->timeout_ms / 5) + 1 : 3000;
     cauce_error e;
     return ctl_status(k, cauce_connect(&o, &k->c, &e), &e);
 }
