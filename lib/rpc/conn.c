@@ -425,8 +425,13 @@ struct rx_msg *flow_take(struct flow *f)
         size_t held = m->n + FRAME_DATA_COST;
         f->rx_held -= held;
         f->conn->rx_held -= held;
-        if (!f->raw)
-            flow_grant(f, m->cost);
+        if (!f->raw) {
+            // A message being assembled behind this one is now next: without its credit back it
+            // could never end.
+            size_t behind = f->rx_head ? 0 : f->part_cost;
+            f->part_cost -= behind;
+            flow_grant(f, m->cost + behind);
+        }
     }
     return m;
 }
