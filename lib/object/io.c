@@ -111,7 +111,7 @@ enum status io_sync(const struct io *io, int fd, const char *path, struct err *e
 
 enum status io_sync_dir(const struct io *io, int dirfd, const char *path, struct err *err)
 {
-    int fd;
+    int fd = -1;
     enum status s = io_open(io, dirfd, path, O_RDONLY | O_DIRECTORY, &fd, err);
     if (s != STATUS_OK)
         return s;
@@ -149,7 +149,7 @@ void io_discard(const struct io *io, int dirfd, const char *path)
 static enum status write_whole(const struct io *io, int dirfd, const char *path, const void *p,
                                size_t n, struct err *err)
 {
-    int fd;
+    int fd = -1;
     enum status s = io_open(io, dirfd, path, O_WRONLY | O_CREAT | O_TRUNC, &fd, err);
     if (s != STATUS_OK)
         return s;

@@ -212,7 +212,7 @@ static bool snapshot(const struct index *ix, struct buf *out)
 static enum status replace(struct pin_log *l, const struct buf *content, int *ret_fd,
                            bool *ret_unclear, struct err *err)
 {
-    int fd;
+    int fd = -1;
     *ret_unclear = false;
     enum status s = io_open(l->io, l->dirfd, TEMP_PATH, O_RDWR | O_CREAT | O_TRUNC, &fd, err);
     if (s != STATUS_OK)

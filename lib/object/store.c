@@ -199,7 +199,7 @@ static enum status check_format(struct object_store *s, struct err *err)
     if (fstatat(s->dirfd, "format", &stt, AT_SYMLINK_NOFOLLOW) != 0)
         return io_write_file(&s->io, s->dirfd, "tmp/format", "format", ".", FORMAT_TEXT,
                              strlen(FORMAT_TEXT), err);
-    int fd;
+    int fd = -1;
     enum status st = io_open(&s->io, s->dirfd, "format", O_RDONLY, &fd, err);
     if (st != STATUS_OK)
         return st;

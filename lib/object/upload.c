@@ -15,7 +15,7 @@ static enum status make_file(struct object_store *s, const char *id, const char 
                              struct err *err)
 {
     char path[UPLOAD_PATH_SIZE];
-    int fd;
+    int fd = -1;
     upload_path(path, id, kind);
     enum status st = io_open(&s->io, s->dirfd, path, O_RDWR | O_CREAT | O_TRUNC, &fd, err);
     if (st != STATUS_OK)

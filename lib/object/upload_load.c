@@ -28,7 +28,7 @@ static bool parse_state(const char *text, struct object_upload_spec *spec, char 
 static enum status read_small(struct object_store *s, const char *path, char *text, size_t size,
                               struct stat *st_file, struct err *err)
 {
-    int fd;
+    int fd = -1;
     enum status st = io_open(&s->io, s->dirfd, path, O_RDONLY, &fd, err);
     if (st != STATUS_OK)
         return st;
