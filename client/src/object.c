@@ -9,6 +9,10 @@ enum {
     READ_TIMEOUT_MS = 60000,
     PATIENT_ATTEMPTS = 8, // without a byte of progress, about ten seconds
     HASTY_ATTEMPTS = 1,
+    // For the digests, which come first when a play begins: an origin that is down is to be named
+    // soon, however long those in between would wait for it.
+    HASTY_TREE_MS = 3000,
+    TREE_BYTES_PER_MS = 2048,
 };
 
 static unsigned max_attempts(const struct client_object *o)
@@ -38,6 +42,8 @@ static enum status read_tree(const struct client_object *o, struct buf *ret, str
         if (s == STATUS_OK && !buf_append(ret, r->digests.data, r->digests.len))
             s = err_set(err, STATUS_DATA_LOSS, "the server sent more digests than the object has");
     }
+    if (s == STATUS_DEADLINE_EXCEEDED && !o->patient)
+        return err_set(err, STATUS_UNAVAILABLE, "origin %s does not answer", o->route);
     return s;
 }
 
@@ -48,7 +54,7 @@ enum status client_object_leaves(const struct client_object *o, struct buf *ret,
         enum status s = read_tree(o, ret, err);
         if (s == STATUS_OK)
             return object_verify_leaves(o->digest, o->size, ret->data, ret->len, err);
-        if (!client_is_transient(s) || n >= max_attempts(o))
+        if (!client_is_transient(s) || !o->patient || n >= PATIENT_ATTEMPTS)
             return err_wrap(err, s, "digests of the object");
         s = client_backoff(o->cancel, n, err);
         if (s != STATUS_OK)
