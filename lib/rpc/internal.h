@@ -66,7 +66,8 @@ struct rpc_server {
     pthread_cond_t cond;  // calls ended, connections went idle
     struct listener listeners[MAX_LISTENERS];
     size_t n_listeners;
-    bool is_listening, is_closing, is_stopped;
+    bool is_listening, is_stopped;
+    atomic_bool is_closing;
     struct method_entry *methods[N_METHOD_BUCKETS];
     rpc_route_fn route;
     void *route_ud;

@@ -304,17 +304,18 @@ static enum status t_listen(const char *url, const struct transport_events *ev, 
         rv = nng_socket_set_int(t->sock, NNG_OPT_SENDBUF, 64);
     if (rv == 0)
         rv = nng_socket_set_int(t->sock, NNG_OPT_RECVBUF, 16);
+    *ret = t; // events may name it from here on
     if (rv == 0)
         nng_recv_aio(t->sock, t->recv);
     if (rv == 0)
         rv = nng_listen(t->sock, url, &t->listener, 0);
     if (rv != 0) {
+        *ret = NULL;
         t_free(t);
         return err_from_nng(err, rv, "listen on", url);
     }
     if (ret_url)
         real_url(t, url, ret_url, ret_url_size);
-    *ret = t;
     return STATUS_OK;
 }
 
