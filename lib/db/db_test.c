@@ -342,7 +342,9 @@ static void test_server_stops_and_comes_back(void **state)
     assert_int_equal(db_ping(db, &err), STATUS_OK);
     wait_call(&h);
     expect_notification(&h);
+    pthread_mutex_lock(&h.lock);
     assert_int_equal(h.n_connects, 2);
+    pthread_mutex_unlock(&h.lock);
 
     // Idle connections that died with the server are noticed before they are used.
     assert_int_equal(db_tx(db, DB_READ_COMMITTED, hold, db, &err), STATUS_OK);
