@@ -11,7 +11,7 @@ enum {
     HASTY_ATTEMPTS = 1,
     // For the digests, which come first when a play begins: an origin that is down is to be named
     // soon, however long those in between would wait for it.
-    HASTY_TREE_MS = 3000,
+    HASTY_TREE_MS = 1800,
     TREE_BYTES_PER_MS = 2048,
 };
 
@@ -24,9 +24,12 @@ static unsigned max_attempts(const struct client_object *o)
 
 static enum status read_tree(const struct client_object *o, struct buf *ret, struct err *err)
 {
+    int64_t tree_bytes = object_n_leaves(o->size) * OBJECT_DIGEST_SIZE;
+    int64_t timeout_ms = o->patient ? READ_TIMEOUT_MS : HASTY_TREE_MS;
+    timeout_ms += tree_bytes / TREE_BYTES_PER_MS;
     struct client_try t;
     enum status s =
-        client_try_begin(&t, o->c, CLIENT_LOGGED_IN, o->route, READ_TIMEOUT_MS, o->cancel, err);
+        client_try_begin(&t, o->c, CLIENT_LOGGED_IN, o->route, timeout_ms, o->cancel, err);
     if (s != STATUS_OK)
         return s;
     Origin__TreeRequest req = ORIGIN__TREE_REQUEST__INIT;
