@@ -509,8 +509,9 @@ static enum status complete_chunk(int who, const Transcode__Task *t, int64_t spo
             o->init_digest = (ProtobufCBinaryData){.data = digests + 32, .len = 32};
             o->size = 1000 + k;
             o->first_pts = seg->start;
-            o->duration = seg->duration;
             o->samples = (int32_t)media_rendition_samples(plan, which, (size_t)k);
+            o->duration = r->kind == MEDIA_AUDIO ? (int64_t)o->samples * r->frame_samples
+                                                 : seg->duration;
             req.outputs[req.n_outputs++] = o;
         }
     }

@@ -51,15 +51,17 @@ static enum status check_one(const struct media_plan *plan, const struct publish
         return err_set(err, STATUS_INVALID_ARGUMENT, "%.12s/%d is not in the plan", o->rendition,
                        o->segment);
     const struct media_segment *seg = &g->segments[o->segment];
+    const struct media_rendition *r = &plan->renditions[which];
     uint32_t samples = media_rendition_samples(plan, (size_t)which, (size_t)o->segment);
-    if (o->first_pts != seg->start || o->duration != seg->duration ||
-        o->samples != (int64_t)samples)
+    // Sound lasts whole packets, so the last segment may reach beyond the grid's end.
+    int64_t duration =
+        r->kind == MEDIA_AUDIO ? (int64_t)samples * r->frame_samples : seg->duration;
+    if (o->first_pts != seg->start || o->duration != duration || o->samples != (int64_t)samples)
         return err_set(err, STATUS_INVALID_ARGUMENT,
                        "%s/%d does not match the plan: starts %lld, lasts %lld, %d samples; "
                        "planned %lld, %lld, %u",
                        o->rendition, o->segment, (long long)o->first_pts, (long long)o->duration,
-                       o->samples, (long long)seg->start, (long long)seg->duration, samples);
-    const struct media_rendition *r = &plan->renditions[which];
+                       o->samples, (long long)seg->start, (long long)duration, samples);
     uint8_t init[ORCH_DIGEST_SIZE];
     crypto_blake2b(init, sizeof init, r->init, r->init_len, NULL, 0, NULL);
     if (memcmp(init, o->init_digest, sizeof init) != 0)
