@@ -733,8 +733,11 @@ struct http_server *http_server_new(const struct http_opts *o, struct err *err)
     pthread_mutex_init(&s->lock, NULL);
     list_init(&s->conns);
     list_init(&s->requests);
+    pthread_mutex_lock(&s->lock); // the timer may fire before it is known here
     s->sweep = work_timer_start(timers, time_deadline_in_ms(SWEEP_MS), on_sweep, s);
-    if (!s->sweep) {
+    bool sweeps = s->sweep != NULL;
+    pthread_mutex_unlock(&s->lock);
+    if (!sweeps) {
         err_set(err, STATUS_RESOURCE_EXHAUSTED, "http server: out of memory");
         http_server_free(s);
         return NULL;
