@@ -1,0 +1,254 @@
+// Probe and encode on the shared test media, without confinement.
+#include "codec/codec.h"
+
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/mem.h"
+
+static bool open_media(const char *name, struct codec_source *s)
+{
+    const char *data = getenv("CAUCE_TEST_DATA"), *src = getenv("CAUCE_SOURCE_DIR");
+    char path[1024];
+    if (data)
+        snprintf(path, sizeof(path), "%s/media/%s", data, name);
+    else
+        snprintf(path, sizeof(path), "%s/../shared/media/%s", src ? src : ".", name);
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) != 0) {
+        printf("[  NOTE    ] no test media: %s is not there; set CAUCE_TEST_DATA\n", path);
+        return false;
+    }
+    *s = (struct codec_source){.fd = fd, .size = st.st_size};
+    return true;
+}
+
+static struct media_plan *probe(const struct codec_source *s)
+{
+    struct media_plan *p = NULL;
+    struct err err = ERR_INIT;
+    if (codec_probe(s, NULL, &p, &err) != STATUS_OK)
+        fail_msg("%s", err.msg);
+    return p;
+}
+
+// ---- probe ----
+
+static const struct {
+    const char *name;
+    enum media_kind kind;
+    uint32_t frames; // on the grid; 0 for sound
+    uint32_t duration_ms;
+    const char *top; // best picture, or first sound
+    uint32_t width, height;
+} files[] = {
+    {"video/bbb_1080p24_hevc_aac51_5s.ts", MEDIA_VIDEO, 120, 5035, "v1080", 1920, 1080},
+    {"video/bbb_1080p24_mpeg2_mp2.ts", MEDIA_VIDEO, 60, 2534, "v1080", 1920, 1080},
+    {"video/bbb_480p_3audio_3subs.mkv", MEDIA_VIDEO, 721, 30058, "v480", 854, 480},
+    {"video/crowd_720x400_h264_5s.mp4", MEDIA_VIDEO, 150, 5005, "v360", 640, 356},
+    {"video/crystal_720x480_prores_pcm.mov", MEDIA_VIDEO, 60, 2021, "v480", 720, 480},
+    {"video/desk_352x288_h263_aac.3gp", MEDIA_VIDEO, 72, 5149, "v240", 320, 240},
+    {"video/dog_1080p_vfr_h264_aac.mp4", MEDIA_VIDEO, 41, 1621, "v1080", 1920, 1080},
+    {"video/face_1080x720_av1_aac_1s.mp4", MEDIA_VIDEO, 30, 1109, "v720", 1080, 720},
+    {"video/face_160x120_mjpeg_pcm.avi", MEDIA_VIDEO, 68, 4555, "v240", 160, 120},
+    {"video/nasa_2video_2audio_2movtext.mp4", MEDIA_VIDEO, 390, 13077, "v240", 426, 240},
+    {"video/night_city_720x405_mpeg2.mpg", MEDIA_VIDEO, 190, 7600, "v360", 640, 360},
+    {"video/pedestrians_768x576_msmpeg4v3.avi", MEDIA_VIDEO, 795, 79500, "v480", 640, 480},
+    {"video/phone_4k60_rot90_h264.mp4", MEDIA_VIDEO, 18, 334, "v1080", 1080, 1920},
+    {"video/phone_568x320_rot90_h264.mov", MEDIA_VIDEO, 62, 2069, "v240", 240, 426},
+    {"video/race1906_214x160_theora.ogv", MEDIA_VIDEO, 288, 19200, "v240", 214, 160},
+    {"video/roofs_1080p_hevc10_hdr.mp4", MEDIA_VIDEO, 28, 1024, "v1080", 1920, 1080},
+    {"video/sar_2to1_640x360_h264.mp4", MEDIA_VIDEO, 150, 5000, "v720", 1280, 360},
+    {"video/screen_1024x768_vp8_37s.webm", MEDIA_VIDEO, 557, 37133, "v720", 960, 720},
+    {"video/webcam_640x360_h264_aac.flv", MEDIA_VIDEO, 571, 19033, "v360", 640, 360},
+    {"audio/guitar_6s.wav", MEDIA_AUDIO, 0, 6021, "a128", 0, 0},
+    {"audio/guitar_vorbis.ogg", MEDIA_AUDIO, 0, 22842, "a128", 0, 0},
+    {"audio/ring_opus_12s.mka", MEDIA_AUDIO, 0, 12224, "a128", 0, 0},
+    {"audio/score_31s.mp3", MEDIA_AUDIO, 0, 31081, "a128", 0, 0},
+    {"audio/six_channels_51.ac3", MEDIA_AUDIO, 0, 8135, "a128", 0, 0},
+    {"audio/six_channels_51.flac", MEDIA_AUDIO, 0, 8122, "a128", 0, 0},
+};
+
+static void test_probe_finds_frames_duration_and_ladder(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_ELEMENTS(files); i++) {
+        struct codec_source s;
+        if (!open_media(files[i].name, &s))
+            skip();
+        AUTO(media_plan_free_p) struct media_plan *p = probe(&s);
+        int64_t ms = media_plan_duration_us(p) / 1000;
+        if (p->kind != files[i].kind || p->video.n_frames != files[i].frames ||
+            ms < files[i].duration_ms - 1 || ms > files[i].duration_ms + 1 ||
+            strcmp(p->renditions[0].id, files[i].top) != 0 ||
+            p->renditions[0].width != files[i].width || p->renditions[0].height != files[i].height)
+            fail_msg("%s: %s, %u frames, %lld ms, %s %ux%u", files[i].name,
+                     media_kind_name(p->kind), p->video.n_frames, (long long)ms,
+                     p->renditions[0].id, p->renditions[0].width, p->renditions[0].height);
+        close(s.fd);
+    }
+}
+
+// ---- encode ----
+
+#define MAX_SEGMENTS 64
+struct segments {
+    uint64_t hash[MAX_SEGMENTS][MEDIA_MAX_RENDITIONS];
+    size_t n;
+    uint32_t repeated, dropped;
+};
+
+static enum status keep(void *ud, const struct media_segment_out *out, const void *bytes, size_t n,
+                        struct err *err)
+{
+    struct segments *s = ud;
+    (void)err;
+    uint64_t h = 1469598103934665603U;
+    for (size_t i = 0; i < n; i++)
+        h = (h ^ ((const uint8_t *)bytes)[i]) * 1099511628211U;
+    assert_true(out->segment < MAX_SEGMENTS && s->hash[out->segment][out->rendition] == 0);
+    s->hash[out->segment][out->rendition] = h;
+    s->n++;
+    s->repeated += out->repeated;
+    s->dropped += out->dropped;
+    return STATUS_OK;
+}
+
+// kind's segments [first, first + n), the renditions of `mask`.
+static void encode(const struct codec_source *src, const struct media_plan *p, enum media_kind kind,
+                   uint32_t first, uint32_t n, unsigned mask, unsigned threads,
+                   struct segments *ret)
+{
+    struct media_task t = {.kind = MEDIA_TASK_CHUNK,
+                           .source_size = src->size,
+                           .threads = threads,
+                           .first_segment = first,
+                           .n_segments = n};
+    for (size_t i = 0; i < p->n_renditions; i++)
+        if (p->renditions[i].kind == kind && (mask & (1U << i)))
+            t.renditions[t.n_renditions++] = (uint8_t)i;
+    struct codec_sink sink = {.segment = keep, .ud = ret};
+    struct err err = ERR_INIT;
+    if (codec_encode(src, p, &t, &sink, &err) != STATUS_OK)
+        fail_msg("%s", err.msg);
+}
+
+static void test_segments_have_the_same_bytes_alone_and_together(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"video/nasa_2video_2audio_2movtext.mp4",
+                                        "video/crowd_720x400_h264_5s.mp4"};
+    for (size_t f = 0; f < N_ELEMENTS(names); f++) {
+        struct codec_source s;
+        if (!open_media(names[f], &s))
+            skip();
+        AUTO(media_plan_free_p) struct media_plan *p = probe(&s);
+        for (int kind = MEDIA_VIDEO; kind <= MEDIA_AUDIO; kind++) {
+            const struct media_grid *g = media_plan_grid(p, kind);
+            if (!g)
+                continue;
+            struct segments whole = {0}, alone = {0};
+            encode(&s, p, kind, 0, (uint32_t)g->n_segments, ~0U, 2, &whole);
+            for (uint32_t i = 0; i < g->n_segments; i++)
+                for (size_t r = 0; r < p->n_renditions; r++)
+                    if (p->renditions[r].kind == (enum media_kind)kind)
+                        encode(&s, p, kind, i, 1, 1U << r, 1, &alone);
+            assert_int_equal(whole.n, alone.n);
+            assert_memory_equal(whole.hash, alone.hash, sizeof(whole.hash));
+            assert_int_equal(whole.repeated + whole.dropped, 0);
+        }
+        close(s.fd);
+    }
+}
+
+// The same recording in two containers: equal plans of sound give equal segments.
+static void test_lossless_sound_in_two_containers_gives_equal_segments(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"audio/guitar_6s.wav", "audio/guitar_alac_6s.m4a"};
+    struct segments got[2] = {0};
+    for (size_t i = 0; i < 2; i++) {
+        struct codec_source s;
+        if (!open_media(names[i], &s))
+            skip();
+        AUTO(media_plan_free_p) struct media_plan *p = probe(&s);
+        encode(&s, p, MEDIA_AUDIO, 0, (uint32_t)p->audio.n_segments, ~0U, 1, &got[i]);
+        close(s.fd);
+    }
+    assert_int_equal(got[0].n, got[1].n);
+    assert_memory_equal(got[0].hash, got[1].hash, sizeof(got[0].hash));
+}
+
+static void test_unusual_pictures_encode_onto_their_grid(void **state)
+{
+    (void)state;
+    static const char *const names[] = {
+        "video/desk_352x288_h263_aac.3gp",    "video/face_160x120_mjpeg_pcm.avi",
+        "video/phone_568x320_rot90_h264.mov", "video/puck_400x300_mpeg4asp.avi",
+        "video/face_1080x720_av1_aac_1s.mp4", "video/race1906_214x160_theora.ogv",
+    };
+    for (size_t i = 0; i < N_ELEMENTS(names); i++) {
+        struct codec_source s;
+        if (!open_media(names[i], &s))
+            skip();
+        AUTO(media_plan_free_p) struct media_plan *p = probe(&s);
+        struct segments got = {0};
+        uint32_t n = (uint32_t)p->video.n_segments;
+        encode(&s, p, MEDIA_VIDEO, 0, n, ~0U, 2, &got);
+        assert_true(got.n >= n);
+        assert_true(got.repeated * 20 <= p->video.n_frames &&
+                    got.dropped * 20 <= p->video.n_frames);
+        close(s.fd);
+    }
+}
+
+static void test_tasks_that_do_not_fit_the_plan_are_refused(void **state)
+{
+    (void)state;
+    struct codec_source s;
+    if (!open_media("video/nasa_2video_2audio_2movtext.mp4", &s))
+        skip();
+    AUTO(media_plan_free_p) struct media_plan *p = probe(&s);
+    struct segments got = {0};
+    struct codec_sink sink = {.segment = keep, .ud = &got};
+    static const struct media_task rows[] = {
+        {.threads = 1, .n_segments = 1, .n_renditions = 1, .renditions = {9}},
+        {.threads = 1, .n_segments = 1, .n_renditions = 2, .renditions = {0, 1}},
+        {.threads = 1, .n_segments = 1, .n_renditions = 2, .renditions = {0, 0}},
+        {.threads = 1, .n_segments = 99, .n_renditions = 1, .renditions = {0}},
+        {.threads = 1, .first_segment = 99, .n_segments = 1, .n_renditions = 1, .renditions = {0}},
+    };
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++)
+        assert_int_equal(codec_encode(&s, p, &rows[i], &sink, NULL), STATUS_FAILED_PRECONDITION);
+    assert_int_equal(got.n, 0);
+    close(s.fd);
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    struct err err = ERR_INIT;
+    return codec_preload(&err) == STATUS_OK ? 0 : -1;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_probe_finds_frames_duration_and_ladder),
+        cmocka_unit_test(test_segments_have_the_same_bytes_alone_and_together),
+        cmocka_unit_test(test_lossless_sound_in_two_containers_gives_equal_segments),
+        cmocka_unit_test(test_unusual_pictures_encode_onto_their_grid),
+        cmocka_unit_test(test_tasks_that_do_not_fit_the_plan_are_refused),
+    };
+    return cmocka_run_group_tests(tests, set_up, NULL);
+}
