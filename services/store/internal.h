@@ -33,7 +33,7 @@ struct store_user {
     unsigned roles;
     bool disabled;
 };
-// By id or name; token: the caller's, to pass on. NOT_FOUND, UNAVAILABLE.
+// By id or name. NOT_FOUND; UNAVAILABLE when the session service does not answer.
 typedef enum status (*store_find_user_fn)(void *ud, const char *id_or_name, struct store_user *ret,
                                           struct err *err);
 typedef enum status (*store_mint_fn)(const uint8_t secret[64],
