@@ -153,7 +153,7 @@ enum status media_cmaf_check(const struct media_plan *p, size_t rendition, size_
     const struct media_segment *seg = &g->segments[segment];
     bool video = r->kind == MEDIA_VIDEO;
     uint32_t samples = media_rendition_samples(p, rendition, segment);
-    int64_t duration = video ? seg->duration : (int64_t)samples * r->frame_samples;
+    int64_t duration = media_rendition_duration(p, rendition, segment);
     if (f.track_id != (video ? MEDIA_VIDEO_TRACK : MEDIA_AUDIO_TRACK))
         BAD("%s/%zu is on track %u", r->id, segment, f.track_id);
     if (f.base_time != seg->start || f.first_pts != seg->start)

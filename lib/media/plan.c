@@ -157,6 +157,17 @@ uint32_t media_rendition_samples(const struct media_plan *p, size_t rendition, s
     return (uint32_t)((s->duration + r->frame_samples - 1) / r->frame_samples);
 }
 
+int64_t media_rendition_duration(const struct media_plan *p, size_t rendition, size_t segment)
+{
+    const struct media_grid *g = media_rendition_grid(p, rendition);
+    if (!g || segment >= g->n_segments)
+        return 0;
+    const struct media_rendition *r = &p->renditions[rendition];
+    if (r->kind == MEDIA_VIDEO)
+        return g->segments[segment].duration;
+    return (int64_t)media_rendition_samples(p, rendition, segment) * r->frame_samples;
+}
+
 const struct media_track *media_plan_track(const struct media_plan *p, enum media_track_type type)
 {
     for (size_t i = 0; i < p->source.n_tracks; i++)

@@ -1,6 +1,6 @@
-// What a finished task changes, in one transaction: a probe's plan becomes tasks, a chunk's segments
-// become visible, a moved source its item's new place. The ledger (which segments, when, how long,
-// how many frames, for which init segment) must agree with the plan to the tick.
+// What a finished task changes, in one transaction: a probe's plan becomes tasks, a chunk's
+// segments become visible, a moved source its item's new place. The ledger (which segments, when,
+// how long, how many frames, for which init segment) must agree with the plan to the tick.
 #include "orchestrator/internal.h"
 
 #include <stdio.h>
@@ -54,8 +54,7 @@ static enum status check_one(const struct media_plan *plan, const struct publish
     const struct media_rendition *r = &plan->renditions[which];
     uint32_t samples = media_rendition_samples(plan, (size_t)which, (size_t)o->segment);
     // Sound lasts whole packets, so the last segment may reach beyond the grid's end.
-    int64_t duration =
-        r->kind == MEDIA_AUDIO ? (int64_t)samples * r->frame_samples : seg->duration;
+    int64_t duration = r->kind == MEDIA_AUDIO ? (int64_t)samples * r->frame_samples : seg->duration;
     if (o->first_pts != seg->start || o->duration != duration || o->samples != (int64_t)samples)
         return err_set(err, STATUS_INVALID_ARGUMENT,
                        "%s/%d does not match the plan: starts %lld, lasts %lld, %d samples; "
@@ -211,10 +210,9 @@ struct publication {
 static enum status tell(struct db_conn *c, const struct queue_task *t, const char *kind,
                         const char *owner, struct buf *json, struct err *err)
 {
-    enum status s = json->failed
-                        ? err_set(err, STATUS_RESOURCE_EXHAUSTED, "event: out of memory")
-                        : event_append(c, ORCH_SCHEMA, "transcode", kind, t->item, owner,
-                                       buf_str(json), err);
+    enum status s = json->failed ? err_set(err, STATUS_RESOURCE_EXHAUSTED, "event: out of memory")
+                                 : event_append(c, ORCH_SCHEMA, "transcode", kind, t->item, owner,
+                                                buf_str(json), err);
     buf_done(json);
     return s;
 }
@@ -231,8 +229,8 @@ static enum status insert_task(struct db_conn *c, const struct queue_task *probe
                    "  $3::uuid, $4::text, $5::text, $6::int, $7::int, $8::text, $9::text,"
                    "  $10::int, $11::int)",
                    DB_PARAMS(DB_TEXT(id), DB_TEXT(probe->job), DB_TEXT(probe->item), DB_TEXT(kind),
-                             DB_TEXT(state), DB_I64(position), DB_I64(t->priority),
-                             DB_TEXT(target), DB_TEXT(t->renditions), DB_I64(t->first_segment),
+                             DB_TEXT(state), DB_I64(position), DB_I64(t->priority), DB_TEXT(target),
+                             DB_TEXT(t->renditions), DB_I64(t->first_segment),
                              DB_I64(t->n_segments)),
                    NULL, err);
 }
@@ -355,10 +353,11 @@ static enum status become_playable(struct db_conn *c, const struct publication *
                 DB_PARAMS(DB_TEXT(t->job)), &r, err);
     if (s != STATUS_OK || db_result_n_rows(r) == 0)
         return s;
-    s = db_exec(c,
-                "UPDATE orchestrator.item SET state = 'playable', media_version = media_version + 1 "
-                "WHERE id = $1::uuid AND state = 'processing'",
-                DB_PARAMS(DB_TEXT(t->item)), NULL, err);
+    s = db_exec(
+        c,
+        "UPDATE orchestrator.item SET state = 'playable', media_version = media_version + 1 "
+        "WHERE id = $1::uuid AND state = 'processing'",
+        DB_PARAMS(DB_TEXT(t->item)), NULL, err);
     if (s != STATUS_OK)
         return s;
     struct buf json;
@@ -513,9 +512,9 @@ enum status publish(struct orch *o, const struct publish_result *r, bool *ret_du
     if (!err)
         err = &own;
     AUTO(db_result_free_p) struct db_result *row = NULL;
-    enum status s = db_query(o->db,
-                             "SELECT item, kind, target FROM orchestrator.task WHERE id = $1::uuid",
-                             DB_PARAMS(DB_TEXT(r->task)), &row, err);
+    enum status s =
+        db_query(o->db, "SELECT item, kind, target FROM orchestrator.task WHERE id = $1::uuid",
+                 DB_PARAMS(DB_TEXT(r->task)), &row, err);
     if (s != STATUS_OK)
         return s;
     if (db_result_n_rows(row) == 0)
