@@ -214,7 +214,11 @@ static _Noreturn void keeper_main(const char *dir, int fd)
     const char *argv[N_ELEMENTS(remove)];
     memcpy(argv, remove, sizeof remove);
     argv[2] = dir;
-    signal(SIGINT, SIG_IGN); // ^C is for the test; we notice its end
+    // Signals to the test's group are for the test: we notice its end, and clean up after it.
+    setsid();
+    signal(SIGINT, SIG_IGN);
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     struct passwd *pw = geteuid() == 0 ? getpwnam("postgres") : NULL;
