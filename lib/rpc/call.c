@@ -549,8 +549,8 @@ bool rpc_call_try_write(struct rpc_call *c, const ProtobufCMessage *msg)
     size_t n = protobuf_c_message_get_packed_size(msg);
     struct conn *conn = c->flow.conn;
     conn_lock(conn);
-    bool can = n <= RPC_MAX_MESSAGE_BYTES && c->flow.status.code == STATUS_OK &&
-               flow_can_write(&c->flow);
+    bool can =
+        n <= RPC_MAX_MESSAGE_BYTES && c->flow.status.code == STATUS_OK && flow_can_write(&c->flow);
     conn_unlock(conn);
     struct chunk *ch = can ? chunk_new(n) : NULL;
     if (!ch)

@@ -2,8 +2,8 @@
 // the moment.
 //
 // A link's life is run by the client's clock thread: pipes come and go on nng's threads, which only
-// note it and wake the clock. It takes back what the dead connection still had in nng before the new
-// one says its first word, or that would arrive first.
+// note it and wake the clock. It takes back what the dead connection still had in nng before the
+// new one says its first word, or that would arrive first.
 #include <errno.h>
 #include <string.h>
 
@@ -254,9 +254,8 @@ static void link_new_conn(struct link *l, uint32_t pipe)
     struct rpc_client *cl = l->client;
     struct err err = ERR_INIT;
     bool as_service = cl->o.identity != NULL;
-    struct chan *chan =
-        chan_new_initiator(as_service ? CHAN_LINK_SERVICE : CHAN_LINK_CLIENT, l->endpoint->key,
-                           cl->o.identity, cl->o.trust, &err);
+    struct chan *chan = chan_new_initiator(as_service ? CHAN_LINK_SERVICE : CHAN_LINK_CLIENT,
+                                           l->endpoint->key, cl->o.identity, cl->o.trust, &err);
     struct conn_opts o = {.ops = cl->o.transport,
                           .t = l->transport,
                           .pipe = pipe,
@@ -540,8 +539,10 @@ enum status client_wait_ready(struct rpc_client *cl, int64_t until_us, struct ca
         if (choose(cl, now, &refused))
             break;
         if (refused) {
-            s = err_set(err, STATUS_UNAVAILABLE, "%s: it failed repeatedly and is left alone for "
-                        "a moment", cl->endpoints[0].url);
+            s = err_set(err, STATUS_UNAVAILABLE,
+                        "%s: it failed repeatedly and is left alone for "
+                        "a moment",
+                        cl->endpoints[0].url);
             break;
         }
         if (now >= until_us) {

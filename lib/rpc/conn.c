@@ -1,12 +1,12 @@
 // A connection.
 //
 // Sending. Frames wait unsealed in three places: `control` (window updates and the like), `calls`
-// (opens, statuses, small messages; kept in order) and each flow's queue of messages. flush() builds
-// as many records as the peer's window and the transport's slots allow, each from everything that is
-// ready at that moment: control, then calls, then unary flows, then streams in turn. It runs when
-// the lock is released, so whatever one I/O event caused leaves in one record; there is no timer. On
-// the dialling side a small record waits while another is still being written, which gathers the
-// calls of many threads the same way.
+// (opens, statuses, small messages; kept in order) and each flow's queue of messages. flush()
+// builds as many records as the peer's window and the transport's slots allow, each from everything
+// that is ready at that moment: control, then calls, then unary flows, then streams in turn. It
+// runs when the lock is released, so whatever one I/O event caused leaves in one record; there is
+// no timer. On the dialling side a small record waits while another is still being written, which
+// gathers the calls of many threads the same way.
 //
 // Acknowledgements say "taken from the transport and authenticated". They bound what is inside the
 // transport (its queues drop silently), and their delay steers the byte window. Consumption is
@@ -288,8 +288,8 @@ static bool tx_possible(const struct flow *f)
 {
     if (!f->tx_head)
         return f->tx_half_pending || f->tx_status_pending;
-    return f->tx_credit > FRAME_DATA_COST || (f->tx_head->n == f->tx_head->off &&
-                                              f->tx_credit >= FRAME_DATA_COST);
+    return f->tx_credit > FRAME_DATA_COST ||
+           (f->tx_head->n == f->tx_head->off && f->tx_credit >= FRAME_DATA_COST);
 }
 
 static void make_ready(struct flow *f)
@@ -614,8 +614,8 @@ static void flush(struct conn *c)
         return;
     bool timed = false;
     while (!c->dead) {
-        bool room = n_unacked(c) < CONN_UNACKED_MAX &&
-                    (n_unacked(c) == 0 || c->unacked_bytes < c->window);
+        bool room =
+            n_unacked(c) < CONN_UNACKED_MAX && (n_unacked(c) == 0 || c->unacked_bytes < c->window);
         bool ack = c->ack_now || c->rx_records - c->rx_acked >= ACK_RECORDS ||
                    c->rx_unacked_bytes >= ACK_BYTES;
         bool control = ack || pending(&c->control, c->control_off);
@@ -1175,8 +1175,8 @@ int64_t conn_tick(struct conn *c, int64_t now_us)
         c->now_us = now_us;
         bool half_open = !c->ready || !c->confirmed;
         int64_t silent = now_us - c->last_rx_us;
-        int64_t oldest = n_unacked(c) ? c->sent[c->tx_acked % CONN_UNACKED_CONTROL_MAX].at_us
-                                      : now_us;
+        int64_t oldest =
+            n_unacked(c) ? c->sent[c->tx_acked % CONN_UNACKED_CONTROL_MAX].at_us : now_us;
         if (half_open && now_us - c->born_us >= HALF_OPEN_US)
             conn_kill(c, "the handshake took too long");
         else if (!half_open && (silent >= 2 * c->o.ping_us || now_us - oldest >= 2 * c->o.ping_us))

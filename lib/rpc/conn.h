@@ -70,8 +70,8 @@ struct flow {
     pthread_cond_t cond; // with conn's lock; broadcast on any change when n_waiting
     unsigned n_waiting;
 
-    bool urgent;   // unary: goes before streams
-    bool raw;      // forwarded: fragments are handed over as they come
+    bool urgent;      // unary: goes before streams
+    bool raw;         // forwarded: fragments are handed over as they come
     bool is_unary_in; // the peer sends exactly one message
     int64_t deadline_us;
 
@@ -189,7 +189,7 @@ struct conn {
     unsigned hash_mask;
     struct list flows;
     atomic_uint n_flows; // read without the lock to compare loads
-    unsigned n_calls; // server: until their STATUS is acknowledged
+    unsigned n_calls;    // server: until their STATUS is acknowledged
     uint32_t next_id;
     struct flow *post_head, **post_tail;
     _Atomic int64_t next_tick_us; // read without the lock
@@ -222,9 +222,9 @@ void conn_start(struct conn *c); // dialling side: sends the first handshake mes
 // One message from the transport; consumed. Takes the lock itself.
 void conn_input(struct conn *c, struct transport_msg *m);
 void conn_slot_free(struct conn *c);
-void conn_kill(struct conn *c, const char *why); // twice is fine
+void conn_kill(struct conn *c, const char *why);                  // twice is fine
 void conn_end(struct conn *c, enum status code, const char *why); // the same; flows end with code
-bool conn_all_acked(const struct conn *c); // nothing of ours is on its way
+bool conn_all_acked(const struct conn *c);                        // nothing of ours is on its way
 // Deadlines, keep-alive; takes the lock itself. Returns when it wants to be called next.
 int64_t conn_tick(struct conn *c, int64_t now_us);
 void conn_goaway(struct conn *c);

@@ -53,8 +53,8 @@ size_t frame_run(const uint8_t *p, size_t n, size_t max);
 #define FRAME_KEY_MAX 127
 #define FRAME_TOKEN_MAX 4096
 
-// OPEN: flags 1 | slot varint | deadline ms varint (0 none) | method | route | idempotency key, each
-// a length byte and bytes; anything behind is ignored.
+// OPEN: flags 1 | slot varint | deadline ms varint (0 none) | method | route | idempotency key,
+// each a length byte and bytes; anything behind is ignored.
 #define FRAME_OPEN_FORWARDED 1U
 struct frame_open {
     unsigned flags;

@@ -46,8 +46,8 @@ enum status token_verify(struct token_cache *tc, struct token *t, struct err *er
 struct method_entry {
     struct method_entry *next;
     const struct rpc_method *m;
-    rpc_thunk thunk;        // NULL: known to the router only
-    void (*handler)(void);  // NULL: UNIMPLEMENTED
+    rpc_thunk thunk;       // NULL: known to the router only
+    void (*handler)(void); // NULL: UNIMPLEMENTED
     void *self;
 };
 #define N_METHOD_BUCKETS 256
@@ -202,7 +202,7 @@ struct rpc_stream {
     struct endpoint *endpoint; // NULL until started
     const struct rpc_method *m;
     int64_t deadline_us;
-    bool counted; // its outcome has been told to the breaker
+    bool counted;                   // its outcome has been told to the breaker
     bool is_started, cancel_wanted; // async: client's lock
     struct cancel_hook *cancel_hook;
     void (*on_event)(struct rpc_stream *s, unsigned events); // NULL: somebody waits

@@ -2,8 +2,9 @@
 //
 // Two flows are tied together: `down` towards the client (a server's call on its connection) and
 // `up` towards the service (a client's stream on another connection). Fragments that arrive on one
-// are pushed on the other; the credit of their bytes is given back on the first only when the second
-// has sealed them, so a slow client slows its own service call and nothing is buffered in between.
+// are pushed on the other; the credit of their bytes is given back on the first only when the
+// second has sealed them, so a slow client slows its own service call and nothing is buffered in
+// between.
 //
 // The two connections have a lock each, and neither is taken inside the other: what must move is
 // taken from one under its lock, then pushed under the other's. Each direction moves on one thread

@@ -411,7 +411,11 @@ static void test_hostile_messages_are_refused(void **state)
 static void test_every_failed_allocation_of_unpack_is_reported(void **state)
 {
     (void)state;
-    static const uint8_t msg[] = "\x0a\x03" "abc" "\x12\x02" "xy" "\x22\x02\x18\x07";
+    static const uint8_t msg[] = "\x0a\x03"
+                                 "abc"
+                                 "\x12\x02"
+                                 "xy"
+                                 "\x22\x02\x18\x07";
     for (int64_t i = 0;; i++) {
         mem_fail_at(i);
         enum status s = unpack(msg, sizeof msg - 1);
@@ -464,8 +468,8 @@ static void test_frames_round_trip_and_refuse_damage(void **state)
         memcpy(copy, b.data, n);
         const uint8_t *at = copy;
         while (frame_next(&at, copy + n, &f)) {
-            bool any = frame_open(&f, &o) | frame_status(&f, &got) | frame_number(&f, &v);
-            (void)any;
+            int any = frame_open(&f, &o) + frame_status(&f, &got) + frame_number(&f, &v);
+            assert_true(any <= 3);
         }
         free(copy);
     }

@@ -204,8 +204,8 @@ static void try_now(struct async *a)
         return;
     }
     a->needs_conn = true;
-    int64_t until = a->connect_until_us < a->spec.deadline_us ? a->connect_until_us
-                                                              : a->spec.deadline_us;
+    int64_t until =
+        a->connect_until_us < a->spec.deadline_us ? a->connect_until_us : a->spec.deadline_us;
     wait_in_list(a, until);
 }
 

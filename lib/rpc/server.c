@@ -1,7 +1,7 @@
 // A server: its listeners, its connections, its methods.
 //
-// Received messages go from nng's thread to the connection's inbox; one task at a time empties it on
-// a small pool of I/O threads, so a connection's records are opened in order and connections in
+// Received messages go from nng's thread to the connection's inbox; one task at a time empties it
+// on a small pool of I/O threads, so a connection's records are opened in order and connections in
 // parallel. Handlers run on the pool the service gave us.
 #include <errno.h>
 #include <stdio.h>
@@ -491,7 +491,8 @@ enum status rpc_server_listen(struct rpc_server *s, const char *url, bool is_pub
     s->is_listening = true;
     struct listener *l = &s->listeners[s->n_listeners];
     *l = (struct listener){.server = s, .is_public = is_public};
-    st = s->o.transport->listen(url, &listener_events, l, ret_url, RPC_URL_SIZE, &l->transport, err);
+    st =
+        s->o.transport->listen(url, &listener_events, l, ret_url, RPC_URL_SIZE, &l->transport, err);
     if (st == STATUS_OK)
         s->n_listeners++;
     return st;

@@ -9,7 +9,8 @@
 
 #define LONG_MS 30000
 
-static struct rpc_stream *open_stream(struct rpc_client *c, int method, int64_t number, size_t bytes)
+static struct rpc_stream *open_stream(struct rpc_client *c, int method, int64_t number,
+                                      size_t bytes)
 {
     static uint8_t data[65536];
     Note req;
@@ -20,8 +21,8 @@ static struct rpc_stream *open_stream(struct rpc_client *c, int method, int64_t 
     struct err err = ERR_INIT;
     struct rpc_opts o = {.deadline_us = time_deadline_in_ms(LONG_MS)};
     const struct rpc_method *m = &test_service.methods[method];
-    enum status s = rpc_stream_open(c, m, &o, m->kind == RPC_SERVER_STREAM ? &req.base : NULL, &st,
-                                    &err);
+    enum status s =
+        rpc_stream_open(c, m, &o, m->kind == RPC_SERVER_STREAM ? &req.base : NULL, &st, &err);
     if (s != STATUS_OK)
         print_error("%s\n", err.msg);
     assert_int_equal(s, STATUS_OK);

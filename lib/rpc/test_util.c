@@ -12,15 +12,29 @@
 // ---------------------------------------------------------------- the message
 
 static const ProtobufCFieldDescriptor note_fields[] = {
-    {.name = "data", .id = 1, .label = PROTOBUF_C_LABEL_NONE, .type = PROTOBUF_C_TYPE_BYTES,
+    {.name = "data",
+     .id = 1,
+     .label = PROTOBUF_C_LABEL_NONE,
+     .type = PROTOBUF_C_TYPE_BYTES,
      .offset = offsetof(Note, data)},
-    {.name = "text", .id = 2, .label = PROTOBUF_C_LABEL_NONE, .type = PROTOBUF_C_TYPE_STRING,
-     .offset = offsetof(Note, text), .default_value = &protobuf_c_empty_string},
-    {.name = "number", .id = 3, .label = PROTOBUF_C_LABEL_NONE, .type = PROTOBUF_C_TYPE_INT64,
+    {.name = "text",
+     .id = 2,
+     .label = PROTOBUF_C_LABEL_NONE,
+     .type = PROTOBUF_C_TYPE_STRING,
+     .offset = offsetof(Note, text),
+     .default_value = &protobuf_c_empty_string},
+    {.name = "number",
+     .id = 3,
+     .label = PROTOBUF_C_LABEL_NONE,
+     .type = PROTOBUF_C_TYPE_INT64,
      .offset = offsetof(Note, number)},
-    {.name = "children", .id = 4, .label = PROTOBUF_C_LABEL_REPEATED,
-     .type = PROTOBUF_C_TYPE_MESSAGE, .quantifier_offset = offsetof(Note, n_children),
-     .offset = offsetof(Note, children), .descriptor = &note_descriptor},
+    {.name = "children",
+     .id = 4,
+     .label = PROTOBUF_C_LABEL_REPEATED,
+     .type = PROTOBUF_C_TYPE_MESSAGE,
+     .quantifier_offset = offsetof(Note, n_children),
+     .offset = offsetof(Note, children),
+     .descriptor = &note_descriptor},
 };
 static const unsigned note_by_name[] = {3, 0, 2, 1};
 static const ProtobufCIntRange note_ranges[] = {{1, 0}, {0, 4}};
@@ -260,11 +274,10 @@ static enum status do_who(struct rpc_call *c, const Note *req, Note *ret, struct
 }
 
 static const handler handlers[] = {
-    [ECHO] = do_echo,       [ECHO_INLINE] = do_echo, [FAIL] = do_fail,
-    [WAIT] = do_wait,       [COUNT] = do_count,      [SUM] = do_sum,
-    [CHAT] = do_chat,       [LATER] = do_later,      [TICKER] = do_ticker,
-    [ONCE] = do_once,       [WHO] = do_who,          [FOR_USERS] = do_who,
-    [FOR_CREATORS] = do_who, [FOR_ADMINS] = do_who,  [FOR_ORIGINS] = do_who,
+    [ECHO] = do_echo,        [ECHO_INLINE] = do_echo, [FAIL] = do_fail,       [WAIT] = do_wait,
+    [COUNT] = do_count,      [SUM] = do_sum,          [CHAT] = do_chat,       [LATER] = do_later,
+    [TICKER] = do_ticker,    [ONCE] = do_once,        [WHO] = do_who,         [FOR_USERS] = do_who,
+    [FOR_CREATORS] = do_who, [FOR_ADMINS] = do_who,   [FOR_ORIGINS] = do_who,
 };
 
 // Tokens of tests: "user", "creator", "admin" are those roles; "short" expires in 150 ms.

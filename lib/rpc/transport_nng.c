@@ -1,10 +1,10 @@
 // nng as transport: raw REQ dials, raw REP listens.
 //
-// Raw mode leaves the SP header to us: a request carries one word with the high bit set, a reply the
-// pipe id in front of it. Raw REP takes a message from the socket's queue, looks the pipe up and
-// puts it on that pipe's queue of 64, dropping silently what does not fit; conn.c never hands it so
-// much. Raw REQ takes from the socket's queue when its pipe can write, so a message handed over just
-// before the pipe broke would go out on the next pipe: quiesce() takes them back.
+// Raw mode leaves the SP header to us: a request carries one word with the high bit set, a reply
+// the pipe id in front of it. Raw REP takes a message from the socket's queue, looks the pipe up
+// and puts it on that pipe's queue of 64, dropping silently what does not fit; conn.c never hands
+// it so much. Raw REQ takes from the socket's queue when its pipe can write, so a message handed
+// over just before the pipe broke would go out on the next pipe: quiesce() takes them back.
 //
 // ADD_PRE comes before any message of a pipe, REM_POST from nng's reaper after the pipe was closed.
 // Both run under a lock of the socket: closing sockets or waiting there would deadlock.

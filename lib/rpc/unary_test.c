@@ -302,7 +302,13 @@ static void gathered_wait(struct gathered *g, int n)
     pthread_mutex_unlock(&g->lock);
 }
 
-#define GATHERED {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, {0}}
+#define GATHERED                                                                                   \
+    {                                                                                              \
+        PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0,                                    \
+        {                                                                                          \
+            0                                                                                      \
+        }                                                                                          \
+    }
 
 static void test_async_calls_complete_once(void **state)
 {

@@ -112,11 +112,12 @@ static int write_json(const char *path, const struct row *rows, size_t n)
     strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &tm));
     fprintf(f, "{\"bench\": \"rpc_echo\", \"date\": \"%s\", \"rows\": [", date);
     for (size_t i = 0; i < n; i++)
-        fprintf(f,
-                "%s\n  {\"case\": \"%s\", \"system\": \"cauce\", \"metrics\": {\"calls_per_s\": %.0f, "
-                "\"cpu_s_per_100k\": %.3f, \"calls_per_record\": %.2f}, \"ratio\": null}",
-                i ? "," : "", rows[i].name, rows[i].calls_per_s, rows[i].cpu_per_100k,
-                rows[i].calls_per_record);
+        fprintf(
+            f,
+            "%s\n  {\"case\": \"%s\", \"system\": \"cauce\", \"metrics\": {\"calls_per_s\": %.0f, "
+            "\"cpu_s_per_100k\": %.3f, \"calls_per_record\": %.2f}, \"ratio\": null}",
+            i ? "," : "", rows[i].name, rows[i].calls_per_s, rows[i].cpu_per_100k,
+            rows[i].calls_per_record);
     fprintf(f, "\n], \"targets\": []}\n");
     return fclose(f) == 0 ? 0 : 1;
 }
