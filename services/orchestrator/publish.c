@@ -54,7 +54,7 @@ static enum status check_one(const struct media_plan *plan, const struct publish
     const struct media_rendition *r = &plan->renditions[which];
     uint32_t samples = media_rendition_samples(plan, (size_t)which, (size_t)o->segment);
     // Sound lasts whole packets, so the last segment may reach beyond the grid's end.
-    int64_t duration = r->kind == MEDIA_AUDIO ? (int64_t)samples * r->frame_samples : seg->duration;
+    int64_t duration = media_rendition_duration(plan, (size_t)which, (size_t)o->segment);
     if (o->first_pts != seg->start || o->duration != duration || o->samples != (int64_t)samples)
         return err_set(err, STATUS_INVALID_ARGUMENT,
                        "%s/%d does not match the plan: starts %lld, lasts %lld, %d samples; "
