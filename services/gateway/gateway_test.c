@@ -763,7 +763,9 @@ static struct rpc_client *connect_as_app(void)
     struct rpc_endpoint e = {.url = url};
     size_t n;
     assert_true(str_starts_with(w.rpc, "cauce://"));
-    snprintf(url, sizeof url, "tcp://%s", w.rpc + strlen("cauce://"));
+    assert_true(str_copy(url, sizeof url, "tcp://"));
+    assert_true(str_copy(url + strlen("tcp://"), sizeof url - strlen("tcp://"),
+                         w.rpc + strlen("cauce://")));
     char *hash = strchr(url, '#');
     assert_true(str_unb64(e.key, 32, hash + 1, strlen(hash + 1), &n) && n == 32);
     *hash = '\0';
