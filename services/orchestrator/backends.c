@@ -176,7 +176,9 @@ size_t backends_list(struct backends *bs, struct backend_info *ret, size_t max)
         const struct backend *b = &bs->b[i];
         ret[i] = (struct backend_info){
             .node = b->node,
-            .state = !b->open ? "closed" : b->asking ? "half_open" : "open",
+            .state = !b->open    ? "closed"
+                     : b->asking ? "half_open"
+                                 : "open",
             .calls = b->calls,
             .failures = b->failures,
             .free_bytes = b->free_bytes,

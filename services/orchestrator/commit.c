@@ -1,5 +1,5 @@
-// From uploaded bytes to an item: steps that may each be repeated, recorded by the upload's state, so
-// that whoever comes next (the client again, the sweeper after a crash) finishes what was begun.
+// From uploaded bytes to an item: steps that may each be repeated, recorded by the upload's state,
+// so that whoever comes next (the client again, the sweeper after a crash) finishes what was begun.
 //
 //   origin Finish  the bytes are one durable object, pinned for the item     idempotent by upload
 //   store Create   the catalogue knows the item                              idempotent by item
@@ -30,18 +30,18 @@ struct upload {
 
 static enum status load(struct orch *o, const char *id, struct upload *u, struct err *err)
 {
-    enum status s = db_query(
-        o->db,
-        "SELECT id, item, owner, owner_name, state, kind, route, title, description,"
-        "  price_currency, digest, size, price_minor, publish "
-        "FROM orchestrator.upload WHERE id = $1::uuid",
-        DB_PARAMS(DB_TEXT(id)), &u->row, err);
+    enum status s =
+        db_query(o->db,
+                 "SELECT id, item, owner, owner_name, state, kind, route, title, description,"
+                 "  price_currency, digest, size, price_minor, publish "
+                 "FROM orchestrator.upload WHERE id = $1::uuid",
+                 DB_PARAMS(DB_TEXT(id)), &u->row, err);
     if (s != STATUS_OK)
         return err_wrap(err, s, "upload %s", id);
     if (db_result_n_rows(u->row) == 0)
         return err_set(err, STATUS_NOT_FOUND, "no upload %s", id);
-    const char **const texts[] = {&u->id,    &u->item,  &u->owner, &u->owner_name,  &u->state,
-                                  &u->kind,  &u->route, &u->title, &u->description, &u->currency};
+    const char **const texts[] = {&u->id,   &u->item,  &u->owner, &u->owner_name,  &u->state,
+                                  &u->kind, &u->route, &u->title, &u->description, &u->currency};
     for (unsigned i = 0; i < N_ELEMENTS(texts); i++)
         *texts[i] = db_text(u->row, 0, i);
     size_t len = 0;
@@ -139,14 +139,14 @@ static enum status tell_committed(struct db_conn *c, const struct upload *u, con
 {
     struct buf json;
     buf_init(&json, 2048);
-    buf_printf(&json, "{\"upload\":\"%s\",\"job\":\"%s\",\"kind\":\"%s\",\"size\":%lld,\"title\":",
-               u->id, job, u->kind, (long long)u->size);
+    buf_printf(&json,
+               "{\"upload\":\"%s\",\"job\":\"%s\",\"kind\":\"%s\",\"size\":%lld,\"title\":", u->id,
+               job, u->kind, (long long)u->size);
     buf_put_json_string(&json, u->title, strlen(u->title));
     buf_puts(&json, "}");
-    enum status s = json.failed
-                        ? err_set(err, STATUS_RESOURCE_EXHAUSTED, "event: out of memory")
-                        : event_append(c, ORCH_SCHEMA, "upload", "upload.committed", u->item,
-                                       u->owner, buf_str(&json), err);
+    enum status s = json.failed ? err_set(err, STATUS_RESOURCE_EXHAUSTED, "event: out of memory")
+                                : event_append(c, ORCH_SCHEMA, "upload", "upload.committed",
+                                               u->item, u->owner, buf_str(&json), err);
     buf_done(&json);
     return s;
 }
@@ -170,12 +170,12 @@ static enum status insert_item(struct db_conn *c, const struct upload *u, const 
                     "VALUES ($1::uuid, $2::uuid, $3::uuid)",
                     DB_PARAMS(DB_TEXT(job), DB_TEXT(u->item), DB_TEXT(u->owner)), NULL, err);
     if (s == STATUS_OK)
-        s = db_exec(c,
-                    "INSERT INTO orchestrator.task (id, job, item, kind, priority) "
-                    "VALUES ($1::uuid, $2::uuid, $3::uuid, 'probe', $4::int)",
-                    DB_PARAMS(DB_TEXT(probe), DB_TEXT(job), DB_TEXT(u->item),
-                              DB_I64(ORCH_PRIO_PROBE)),
-                    NULL, err);
+        s = db_exec(
+            c,
+            "INSERT INTO orchestrator.task (id, job, item, kind, priority) "
+            "VALUES ($1::uuid, $2::uuid, $3::uuid, 'probe', $4::int)",
+            DB_PARAMS(DB_TEXT(probe), DB_TEXT(job), DB_TEXT(u->item), DB_I64(ORCH_PRIO_PROBE)),
+            NULL, err);
     return s;
 }
 

@@ -1,5 +1,5 @@
-// Deferred calls that wait for something to happen. One thread keeps the deadlines and hands whoever
-// is due to the work pool; a waiter is looked at by one pool thread at a time.
+// Deferred calls that wait for something to happen. One thread keeps the deadlines and hands
+// whoever is due to the work pool; a waiter is looked at by one pool thread at a time.
 //
 //   PARKED --event, deadline, cancel, stop--> RUNNING --try() true--> gone
 //      ^                                        |

@@ -100,7 +100,7 @@ char *orch_str(struct arena *a, const char *s); // a copy; "" for NULL or out of
 // Columns for orch_timestamp(): 0 for NULL.
 #define ORCH_US(column) "coalesce((extract(epoch FROM " column ") * 1000000)::bigint, 0)"
 // A page of a list: how many rows, 1..200.
-int64_t orch_page_size(const Common__Page *p); // p may be NULL
+int64_t orch_page_size(const Common__Page *p);      // p may be NULL
 const char *orch_page_after(const Common__Page *p); // id to go on from; "" at the beginning
 struct rpc_client *orch_origin(struct orch *o, const char *node_id, struct err *err);
 const struct svc_node *orch_origin_node(const struct orch *o, const char *node_id); // or NULL
@@ -129,8 +129,8 @@ struct queue_task {
 //
 // away  origins that do not answer, "video-1,video-2": what needs them is left alone meanwhile, so
 //       that it does not use up its attempts
-enum status queue_claim(struct db *db, const char *worker, const char *away,
-                        struct queue_task *ret, bool *ret_found, struct err *err) MUST_CHECK;
+enum status queue_claim(struct db *db, const char *worker, const char *away, struct queue_task *ret,
+                        bool *ret_found, struct err *err) MUST_CHECK;
 struct queue_progress {
     const char *task, *stage;
     int64_t fence;
@@ -169,8 +169,8 @@ struct queue_hold {
     int32_t attempts;
     bool duplicate; // done before under this very token: nothing more to do
 };
-// A token that is the newest counts even when its lease has run out, as long as nobody else took it.
-// errors  NOT_FOUND; ABORTED
+// A token that is the newest counts even when its lease has run out, as long as nobody else took
+// it. errors  NOT_FOUND; ABORTED
 enum status queue_hold(struct db_conn *c, const char *worker, const char *task, int64_t fence,
                        struct queue_hold *ret, struct err *err) MUST_CHECK;
 struct queue_seconds {
@@ -254,9 +254,8 @@ void items_free(struct items *c);
 // errors  NOT_FOUND; UNAVAILABLE: not remembered and the database is away
 enum status items_get(struct items *c, const char *id, struct item *ret,
                       struct err *err) MUST_CHECK;
-// The same, once more from the database when no plan is known yet: for whoever has learned elsewhere
-// that there is one.
-// errors  FAILED_PRECONDITION: there is none
+// The same, once more from the database when no plan is known yet: for whoever has learned
+// elsewhere that there is one. errors  FAILED_PRECONDITION: there is none
 enum status items_get_planned(struct items *c, const char *id, struct item *ret,
                               struct err *err) MUST_CHECK;
 // Published segments [first, first + n) of a rendition into ret (n places).
@@ -281,7 +280,7 @@ size_t backends_list(struct backends *b, struct backend_info *ret, size_t max);
 const struct svc_node *backends_pick(struct backends *b, const char *kind, int64_t size,
                                      const struct svc_node *const *tried, size_t n_tried);
 bool backends_is_open(struct backends *b, const char *node_id); // known to be away
-void backends_away(struct backends *b, char *dst, size_t size);  // all of those, comma separated
+void backends_away(struct backends *b, char *dst, size_t size); // all of those, comma separated
 void backends_report(struct backends *b, const char *node_id, enum status s);
 // UNAVAILABLE unless the origin answers or has just done so; takes at most 1.5 s.
 enum status backends_check(struct backends *b, const char *node_id, struct err *err) MUST_CHECK;
@@ -297,8 +296,8 @@ struct hub *hub_new(struct work_pool *pool) MUST_CHECK;
 void hub_close(struct hub *h); // HUB_STOPPING to all; later ones at once; never blocks
 void hub_stop(struct hub *h);  // waits until all are gone; hub_wake() stays allowed
 void hub_free(struct hub *h);
-// try runs soon for the first time (so that nothing that happened meanwhile is missed), then at each
-// hub_wake() of the topic (and item).
+// try runs soon for the first time (so that nothing that happened meanwhile is missed), then at
+// each hub_wake() of the topic (and item).
 //
 // item    HUB_ITEM only; copied
 // cancel  of the call; may be NULL

@@ -15,7 +15,8 @@
 #include "base/time.h"
 
 #define MAX_ITEMS 128
-#define AWAY_US 1000000 // after a failed read: how long it is not tried again for what is remembered
+#define AWAY_US                                                                                    \
+    1000000 // after a failed read: how long it is not tried again for what is remembered
 
 struct item_plan *item_plan_new(const void *bytes, size_t n, struct err *err)
 {
@@ -366,7 +367,8 @@ enum status items_segments(struct items *c, const char *id, const char *renditio
     pthread_mutex_lock(&c->lock);
     struct entry *e = NULL;
     enum status s = get(c, id, &e, err);
-    int which = s == STATUS_OK && e->item.plan ? media_plan_find(e->item.plan->plan, rendition) : -1;
+    int which =
+        s == STATUS_OK && e->item.plan ? media_plan_find(e->item.plan->plan, rendition) : -1;
     if (s == STATUS_OK && which < 0)
         s = err_set(err, STATUS_NOT_FOUND, "item %s has no rendition %.12s", id, rendition);
     for (int32_t i = 0; s == STATUS_OK && i < n; i++) {

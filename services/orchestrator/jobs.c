@@ -19,15 +19,21 @@ static enum status no_memory(struct err *err)
 #define JOB_SQL                                                                                    \
     "SELECT * FROM (SELECT j.id, j.item, i.title,"                                                 \
     "  CASE WHEN j.state = 'queued' AND n.touched THEN 'running' ELSE j.state END AS state,"       \
-    "  j.reason, n.tasks, n.done, n.progress, " ORCH_US("j.created") " AS created,"                \
-    "  " ORCH_US("j.playable") " AS playable, " ORCH_US("j.finished") " AS finished, j.owner "     \
-    "FROM orchestrator.job j JOIN orchestrator.item i ON i.id = j.item CROSS JOIN LATERAL ("       \
-    "  SELECT count(*) AS tasks, count(*) FILTER (WHERE t.state = 'done') AS done,"                \
-    "    coalesce(bool_or(t.attempts > 0), false) AS touched,"                                     \
-    "    coalesce(avg(CASE WHEN t.state = 'done' THEN 1 WHEN t.state <> 'leased' THEN 0"           \
-    "      WHEN t.stage = 'encode' THEN 0.1 + 0.8 * t.progress"                                    \
-    "      WHEN t.stage = 'store' THEN 0.9 + 0.1 * t.progress ELSE 0 END), 0) AS progress"         \
-    "  FROM orchestrator.task t WHERE t.job = j.id) n) x "
+    "  j.reason, n.tasks, n.done, n.progress, " ORCH_US(                                           \
+        "j.created") " AS created,"                                                                \
+                     "  " ORCH_US("j.playable") " AS playable, " ORCH_US(                          \
+                         "j.finished") " AS finished, j.owner "                                    \
+                                       "FROM orchestrator.job j JOIN orchestrator.item i ON i.id " \
+                                       "= j.item CROSS JOIN LATERAL ("                             \
+                                       "  SELECT count(*) AS tasks, count(*) FILTER (WHERE "       \
+                                       "t.state = 'done') AS done,"                                \
+                                       "    coalesce(bool_or(t.attempts > 0), false) AS touched,"  \
+                                       "    coalesce(avg(CASE WHEN t.state = 'done' THEN 1 WHEN "  \
+                                       "t.state <> 'leased' THEN 0"                                \
+                                       "      WHEN t.stage = 'encode' THEN 0.1 + 0.8 * t.progress" \
+                                       "      WHEN t.stage = 'store' THEN 0.9 + 0.1 * t.progress " \
+                                       "ELSE 0 END), 0) AS progress"                               \
+                                       "  FROM orchestrator.task t WHERE t.job = j.id) n) x "
 
 static enum status fill_job(struct arena *a, const struct db_result *r, size_t row,
                             Orchestrator__JobInfo *ret, struct err *err)
@@ -59,15 +65,15 @@ static enum status list(struct rpc_call *call, const Orchestrator__ListJobsReque
     const struct rpc_user *user = rpc_call_user(call);
     int64_t size = orch_page_size(req->page);
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s = db_query(
-        o->db,
-        JOB_SQL "WHERE ($1::text = '' OR owner = nullif($1::text, '')::uuid)"
-                "  AND ($2::text = '' OR state = $2::text)"
-                "  AND ($3::text = '' OR id < nullif($3::text, '')::uuid) "
-                "ORDER BY id DESC LIMIT $4::bigint",
-        DB_PARAMS(DB_TEXT(user->roles & ROLE_ADMIN ? "" : user->id), DB_TEXT(req->state),
-                  DB_TEXT(orch_page_after(req->page)), DB_I64(size + 1)),
-        &r, err);
+    enum status s =
+        db_query(o->db,
+                 JOB_SQL "WHERE ($1::text = '' OR owner = nullif($1::text, '')::uuid)"
+                         "  AND ($2::text = '' OR state = $2::text)"
+                         "  AND ($3::text = '' OR id < nullif($3::text, '')::uuid) "
+                         "ORDER BY id DESC LIMIT $4::bigint",
+                 DB_PARAMS(DB_TEXT(user->roles & ROLE_ADMIN ? "" : user->id), DB_TEXT(req->state),
+                           DB_TEXT(orch_page_after(req->page)), DB_I64(size + 1)),
+                 &r, err);
     if (s != STATUS_OK)
         return s;
     size_t n = db_result_n_rows(r);
@@ -170,12 +176,11 @@ static enum status find_job(struct rpc_call *call, const char *id, Orchestrator_
     if (!uuid_is_valid(id))
         return err_set(err, STATUS_NOT_FOUND, "no job %.40s", id);
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s = db_query(o->db,
-                             JOB_SQL "WHERE (id = $1::uuid OR item = $1::uuid)"
-                                     "  AND ($2::text = '' OR owner = nullif($2::text, '')::uuid)",
-                             DB_PARAMS(DB_TEXT(id),
-                                       DB_TEXT(user->roles & ROLE_ADMIN ? "" : user->id)),
-                             &r, err);
+    enum status s = db_query(
+        o->db,
+        JOB_SQL "WHERE (id = $1::uuid OR item = $1::uuid)"
+                "  AND ($2::text = '' OR owner = nullif($2::text, '')::uuid)",
+        DB_PARAMS(DB_TEXT(id), DB_TEXT(user->roles & ROLE_ADMIN ? "" : user->id)), &r, err);
     if (s != STATUS_OK)
         return s;
     if (db_result_n_rows(r) == 0)
@@ -224,8 +229,9 @@ static enum status list_workers(struct rpc_call *call, const Orchestrator__ListW
         "SELECT id, CASE WHEN last_seen < now() - interval '" WORKER_GONE_AFTER "' THEN 'gone'"
         "  WHEN quarantined_until > now() THEN 'quarantined' ELSE 'up' END, slots,"
         "  (SELECT count(*) FROM orchestrator.task t WHERE t.worker = w.id AND t.state = 'leased'),"
-        "  build, cpu_class, " ORCH_US("last_seen") ", done, failed "
-        "FROM orchestrator.worker w ORDER BY id LIMIT 1000",
+        "  build, cpu_class, " ORCH_US(
+            "last_seen") ", done, failed "
+                         "FROM orchestrator.worker w ORDER BY id LIMIT 1000",
         NULL, 0, &r, err);
     if (s != STATUS_OK)
         return s;

@@ -226,7 +226,8 @@ static enum status verify_user(void *ud, const char *token, size_t len, struct r
                                struct err *err)
 {
     (void)ud;
-    bool ana = len == 3 && memcmp(token, "ana", 3) == 0, bob = len == 3 && memcmp(token, "bob", 3) == 0;
+    bool ana = len == 3 && memcmp(token, "ana", 3) == 0,
+         bob = len == 3 && memcmp(token, "bob", 3) == 0;
     if (!ana && !bob)
         return err_set(err, STATUS_UNAUTHENTICATED, "no such user");
     *ret = (struct rpc_user){.roles = ROLE_USER | ROLE_CREATOR,
@@ -510,8 +511,8 @@ static enum status complete_chunk(int who, const Transcode__Task *t, int64_t spo
             o->size = 1000 + k;
             o->first_pts = seg->start;
             o->samples = (int32_t)media_rendition_samples(plan, which, (size_t)k);
-            o->duration = r->kind == MEDIA_AUDIO ? (int64_t)o->samples * r->frame_samples
-                                                 : seg->duration;
+            o->duration =
+                r->kind == MEDIA_AUDIO ? (int64_t)o->samples * r->frame_samples : seg->duration;
             req.outputs[req.n_outputs++] = o;
         }
     }
@@ -572,8 +573,7 @@ static void test_upload_of_what_is_no_medium_is_refused_with_a_reason(void **sta
     (void)state;
     struct upload u;
     static const char text[] = "#EXTM3U\n#EXTINF:3\nfile:///etc/passwd\n";
-    must_fail(STATUS_INVALID_ARGUMENT,
-              open_upload(&ana, text, sizeof text - 1, 200, &u, &err));
+    must_fail(STATUS_INVALID_ARGUMENT, open_upload(&ana, text, sizeof text - 1, 200, &u, &err));
     must_fail(STATUS_INVALID_ARGUMENT, open_upload(&ana, "", 0, 201, &u, &err));
     must_fail(STATUS_UNAUTHENTICATED,
               open_upload(NULL, mp4_head, sizeof mp4_head - 1, 202, &u, &err));
@@ -908,8 +908,7 @@ static void test_locate_raises_what_is_missing_and_answers_when_it_is_made(void 
     assert_int_equal(x.n, 1);
     must_fail(STATUS_OUT_OF_RANGE,
               locate(w.as_gateway, NULL, "", u.item, "v480", 4000, 1, 0, &n, &err));
-    must_fail(STATUS_NOT_FOUND,
-              locate(w.as_gateway, NULL, "", u.item, "v4800", 0, 1, 0, &n, &err));
+    must_fail(STATUS_NOT_FOUND, locate(w.as_gateway, NULL, "", u.item, "v4800", 0, 1, 0, &n, &err));
 }
 
 static void test_locate_by_a_user_needs_the_items_own_media_token(void **state)

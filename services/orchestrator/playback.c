@@ -43,7 +43,8 @@ static enum status playable_item(struct orch *o, const char *id, struct item *re
         return err_set(err, STATUS_FAILED_PRECONDITION, "the item cannot be played: %s",
                        ret->reason);
     if (!ret->plan)
-        return err_set(err, STATUS_UNAVAILABLE, "the item is still being looked at: try again soon");
+        return err_set(err, STATUS_UNAVAILABLE,
+                       "the item is still being looked at: try again soon");
     return STATUS_OK;
 }
 
@@ -66,9 +67,8 @@ static enum status check_right(struct orch *o, struct rpc_call *call,
     int64_t deadline_us = time_deadline_in_ms(CHECK_MS);
     if (rpc_call_deadline_us(call) < deadline_us)
         deadline_us = rpc_call_deadline_us(call);
-    struct rpc_opts opts = {.token = rpc_call_token(call),
-                            .deadline_us = deadline_us,
-                            .cancel = rpc_call_cancel(call)};
+    struct rpc_opts opts = {
+        .token = rpc_call_token(call), .deadline_us = deadline_us, .cancel = rpc_call_cancel(call)};
     enum status s = store_entitlement_check(c, &opts, &check, ret, err);
     if (s != STATUS_OK)
         return err_wrap(err, s, "entitlement");
@@ -284,8 +284,8 @@ static bool try_locate(void *ud, enum hub_why why)
         if (why == HUB_EVENT && (s = raise_it(w, &err)) == STATUS_OK)
             return false;
         if (s == STATUS_OK && reply.n_segments == 0)
-            s = not_there(
-                w, why == HUB_STOPPING ? STATUS_UNAVAILABLE : STATUS_DEADLINE_EXCEEDED, &err);
+            s = not_there(w, why == HUB_STOPPING ? STATUS_UNAVAILABLE : STATUS_DEADLINE_EXCEEDED,
+                          &err);
     }
     rpc_call_finish(w->call, s, &reply.base, &err);
     mem_free(w);
@@ -307,8 +307,9 @@ static enum status check_token(struct orch *o, struct rpc_call *call,
     const struct rpc_user *user = rpc_call_user(call);
     bool rights = (claims.rights & (SVC_RIGHT_STREAM | SVC_RIGHT_DOWNLOAD)) != 0;
     if (!user || !str_eq(claims.item, req->item_id) || !str_eq(claims.sub, user->id) || !rights)
-        return err_set(err, STATUS_PERMISSION_DENIED, "the media token is for somebody or something"
-                                                      " else");
+        return err_set(err, STATUS_PERMISSION_DENIED,
+                       "the media token is for somebody or something"
+                       " else");
     return STATUS_OK;
 }
 

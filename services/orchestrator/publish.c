@@ -405,12 +405,12 @@ static enum status publish_move(struct db_conn *c, const struct queue_task *t, s
 {
     static const char *const steps[] = {
         // Whoever reads from the old place may finish.
-        "INSERT INTO orchestrator.chore (kind, origin, item, not_before) "
-        "SELECT 'unpin', route, id, now() + interval '60 seconds' FROM orchestrator.item "
-        "WHERE id = $1::uuid AND route <> $2::text",
+        ("INSERT INTO orchestrator.chore (kind, origin, item, not_before) "
+         "SELECT 'unpin', route, id, now() + interval '60 seconds' FROM orchestrator.item "
+         "WHERE id = $1::uuid AND route <> $2::text"),
         "UPDATE orchestrator.item SET route = $2::text WHERE id = $1::uuid",
-        "UPDATE orchestrator.task SET state = 'available' "
-        "WHERE item = $1::uuid AND state = 'blocked' AND $2::text <> ''",
+        ("UPDATE orchestrator.task SET state = 'available' "
+         "WHERE item = $1::uuid AND state = 'blocked' AND $2::text <> ''"),
     };
     enum status s = STATUS_OK;
     for (size_t i = 0; s == STATUS_OK && i < N_ELEMENTS(steps); i++)

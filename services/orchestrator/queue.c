@@ -1,8 +1,8 @@
 // The queue of work: one table, claimed with SKIP LOCKED, leases judged by the database's clock.
 // Every statement that lets a worker's word count names the fencing token that came with its lease.
 //
-// Lock order: job, task, worker, event topic. A statement that locks tasks without their job (claim,
-// renew, release, raise, the sweep) takes nothing else afterwards.
+// Lock order: job, task, worker, event topic. A statement that locks tasks without their job
+// (claim, renew, release, raise, the sweep) takes nothing else afterwards.
 #include "orchestrator/internal.h"
 
 #include <string.h>
@@ -25,7 +25,7 @@ enum status queue_notify(struct db_conn *c, const char *channel, const char *pay
 // ---------------------------------------------------------------- leases
 
 #define TASK_COLUMNS                                                                               \
-    "t.id, t.job, t.item, t.kind, t.fence, t.attempts, t.priority, t.target, t.renditions, "      \
+    "t.id, t.job, t.item, t.kind, t.fence, t.attempts, t.priority, t.target, t.renditions, "       \
     "t.first_segment, t.n_segments"
 
 static void read_task(const struct db_result *r, struct queue_task *t)
@@ -45,8 +45,8 @@ static void read_task(const struct db_result *r, struct queue_task *t)
     str_copy(t->renditions, sizeof t->renditions, db_text(r, 0, 8));
 }
 
-enum status queue_claim(struct db *db, const char *worker, const char *away,
-                        struct queue_task *ret, bool *ret_found, struct err *err)
+enum status queue_claim(struct db *db, const char *worker, const char *away, struct queue_task *ret,
+                        bool *ret_found, struct err *err)
 {
     static const char sql[] =
         "WITH c AS ("
@@ -62,9 +62,8 @@ enum status queue_claim(struct db *db, const char *worker, const char *away,
         "  lease_until = now() + $2::bigint * interval '1 millisecond', stage = '', progress = 0 "
         "FROM c WHERE t.id = c.id RETURNING " TASK_COLUMNS;
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s =
-        db_query(db, sql, DB_PARAMS(DB_TEXT(worker), DB_I64(ORCH_LEASE_MS), DB_TEXT(away)), &r,
-                 err);
+    enum status s = db_query(
+        db, sql, DB_PARAMS(DB_TEXT(worker), DB_I64(ORCH_LEASE_MS), DB_TEXT(away)), &r, err);
     if (s != STATUS_OK)
         return err_wrap(err, s, "claim a task");
     *ret_found = db_result_n_rows(r) == 1;
@@ -117,11 +116,11 @@ enum status queue_renew(struct db *db, const char *worker, const struct queue_pr
         "WHERE id = $1::uuid AND worker = $2::text AND fence = $3::bigint AND state = 'leased' "
         "RETURNING job";
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s = db_query(db, sql,
-                             DB_PARAMS(DB_TEXT(p->task), DB_TEXT(worker), DB_I64(p->fence),
-                                       DB_I64(ORCH_LEASE_MS), DB_TEXT(p->stage),
-                                       DB_DOUBLE(p->progress)),
-                             &r, err);
+    enum status s =
+        db_query(db, sql,
+                 DB_PARAMS(DB_TEXT(p->task), DB_TEXT(worker), DB_I64(p->fence),
+                           DB_I64(ORCH_LEASE_MS), DB_TEXT(p->stage), DB_DOUBLE(p->progress)),
+                 &r, err);
     if (s != STATUS_OK)
         return err_wrap(err, s, "renew task %s", p->task);
     *ret_held = db_result_n_rows(r) == 1;
@@ -208,7 +207,8 @@ enum status queue_hold(struct db_conn *c, const char *worker, const char *task, 
         return stale(err, task, fence);
     ret->duplicate = str_eq(state, "done") && str_eq(db_text(r, 0, 12), worker);
     // A lease that ran out while nobody else took the task has lost nothing: its result counts.
-    bool open = str_eq(state, "leased") || str_eq(state, "available") || str_eq(state, "retry_wait");
+    bool open =
+        str_eq(state, "leased") || str_eq(state, "available") || str_eq(state, "retry_wait");
     return ret->duplicate || open ? STATUS_OK : stale(err, task, fence);
 }
 
@@ -243,14 +243,14 @@ enum status queue_done(struct db_conn *c, const char *worker, const struct queue
 static enum status purge_item(struct db_conn *c, const char *item, struct err *err)
 {
     static const char *const steps[] = {
-        "INSERT INTO orchestrator.chore (kind, origin, item, not_before) "
-        "SELECT 'unpin', i.route, i.id, now() + w.wait FROM orchestrator.item i,"
-        "  (VALUES (interval '0'), (interval '60 seconds')) AS w (wait) WHERE i.id = $1::uuid",
-        "INSERT INTO orchestrator.chore (kind, origin, item) "
-        "SELECT DISTINCT 'unpin', t.target, t.item FROM orchestrator.task t, orchestrator.item i "
-        "WHERE t.item = $1::uuid AND i.id = t.item AND t.kind = 'move' AND t.target <> i.route",
-        "INSERT INTO orchestrator.chore (kind, origin, item, upload) "
-        "SELECT 'drop', u.route, u.item, u.id FROM orchestrator.upload u WHERE u.item = $1::uuid",
+        ("INSERT INTO orchestrator.chore (kind, origin, item, not_before) "
+         "SELECT 'unpin', i.route, i.id, now() + w.wait FROM orchestrator.item i,"
+         "  (VALUES (interval '0'), (interval '60 seconds')) AS w (wait) WHERE i.id = $1::uuid"),
+        ("INSERT INTO orchestrator.chore (kind, origin, item) "
+         "SELECT DISTINCT 'unpin', t.target, t.item FROM orchestrator.task t, orchestrator.item i "
+         "WHERE t.item = $1::uuid AND i.id = t.item AND t.kind = 'move' AND t.target <> i.route"),
+        ("INSERT INTO orchestrator.chore (kind, origin, item, upload) "
+         "SELECT 'drop', u.route, u.item, u.id FROM orchestrator.upload u WHERE u.item = $1::uuid"),
         "DELETE FROM orchestrator.output WHERE item = $1::uuid",
         "UPDATE orchestrator.item SET purged = true WHERE id = $1::uuid",
     };
@@ -270,10 +270,9 @@ static enum status tell_failed(struct db_conn *c, const char *job, const char *i
     buf_printf(&json, "{\"job\":\"%s\",\"reason\":", job);
     buf_put_json_string(&json, reason, strlen(reason));
     buf_puts(&json, "}");
-    enum status s = json.failed
-                        ? err_set(err, STATUS_RESOURCE_EXHAUSTED, "event: out of memory")
-                        : event_append(c, ORCH_SCHEMA, "transcode", "job.failed", item, owner,
-                                       buf_str(&json), err);
+    enum status s = json.failed ? err_set(err, STATUS_RESOURCE_EXHAUSTED, "event: out of memory")
+                                : event_append(c, ORCH_SCHEMA, "transcode", "job.failed", item,
+                                               owner, buf_str(&json), err);
     buf_done(&json);
     return s;
 }
@@ -521,17 +520,17 @@ static enum status retry_tx(struct db_conn *c, void *ud, struct err *err)
     const char *item = db_text(r, 0, 3);
     static const char *const steps[] = {
         // What waits for a move waits again.
-        "UPDATE orchestrator.task t SET state = CASE WHEN kind = 'chunk' AND EXISTS ("
-        "    SELECT FROM orchestrator.task m WHERE m.job = t.job AND m.kind = 'move'"
-        "    AND m.state <> 'done') THEN 'blocked' ELSE 'available' END,"
-        "  attempts = 0, crashes = 0, worker = '', error = '', finished = NULL "
-        "WHERE job = $1::uuid AND state IN ('dead', 'cancelled')",
-        "UPDATE orchestrator.item SET reason = '', media_version = media_version + 1,"
-        "  state = CASE WHEN (SELECT playable FROM orchestrator.job WHERE id = $1::uuid) IS NULL"
-        "    THEN 'processing' ELSE 'playable' END "
-        "WHERE id = (SELECT item FROM orchestrator.job WHERE id = $1::uuid)",
-        "UPDATE orchestrator.job SET state = 'running', reason = '', finished = NULL "
-        "WHERE id = $1::uuid",
+        ("UPDATE orchestrator.task t SET state = CASE WHEN kind = 'chunk' AND EXISTS ("
+         "    SELECT FROM orchestrator.task m WHERE m.job = t.job AND m.kind = 'move'"
+         "    AND m.state <> 'done') THEN 'blocked' ELSE 'available' END,"
+         "  attempts = 0, crashes = 0, worker = '', error = '', finished = NULL "
+         "WHERE job = $1::uuid AND state IN ('dead', 'cancelled')"),
+        ("UPDATE orchestrator.item SET reason = '', media_version = media_version + 1,"
+         "  state = CASE WHEN (SELECT playable FROM orchestrator.job WHERE id = $1::uuid) IS NULL"
+         "    THEN 'processing' ELSE 'playable' END "
+         "WHERE id = (SELECT item FROM orchestrator.job WHERE id = $1::uuid)"),
+        ("UPDATE orchestrator.job SET state = 'running', reason = '', finished = NULL "
+         "WHERE id = $1::uuid"),
     };
     for (size_t i = 0; s == STATUS_OK && i < N_ELEMENTS(steps); i++)
         s = db_exec(c, steps[i], DB_PARAMS(DB_TEXT(job)), NULL, err);
@@ -565,12 +564,12 @@ static enum status purge_tx(struct db_conn *c, void *ud, struct err *err)
 enum status queue_purge(struct db *db, int64_t ttl_ms, struct err *err)
 {
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s = db_query(
-        db,
-        "SELECT j.id FROM orchestrator.job j JOIN orchestrator.item i ON i.id = j.item "
-        "WHERE j.state = 'failed' AND NOT i.purged"
-        "  AND j.finished < now() - $1::bigint * interval '1 millisecond' LIMIT 50",
-        DB_PARAMS(DB_I64(ttl_ms)), &r, err);
+    enum status s =
+        db_query(db,
+                 "SELECT j.id FROM orchestrator.job j JOIN orchestrator.item i ON i.id = j.item "
+                 "WHERE j.state = 'failed' AND NOT i.purged"
+                 "  AND j.finished < now() - $1::bigint * interval '1 millisecond' LIMIT 50",
+                 DB_PARAMS(DB_I64(ttl_ms)), &r, err);
     for (size_t i = 0; s == STATUS_OK && i < db_result_n_rows(r); i++) {
         char job[UUID_SIZE];
         str_copy(job, sizeof job, db_text(r, i, 0));

@@ -47,13 +47,15 @@ static int teardown_server(void **state)
 
 static void sql(struct fixture *f, const char *text, const char *p1)
 {
-    must(db_query(f->db, text, &(struct db_param){.type = DB_P_TEXT, .ptr = p1}, p1 != NULL, NULL, &err));
+    must(db_query(f->db, text, &(struct db_param){.type = DB_P_TEXT, .ptr = p1}, p1 != NULL, NULL,
+                  &err));
 }
 
 static int64_t ask(struct fixture *f, const char *text, const char *p1)
 {
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    must(db_query(f->db, text, &(struct db_param){.type = DB_P_TEXT, .ptr = p1}, p1 != NULL, &r, &err));
+    must(db_query(f->db, text, &(struct db_param){.type = DB_P_TEXT, .ptr = p1}, p1 != NULL, &r,
+                  &err));
     assert_int_equal(db_result_n_rows(r), 1);
     return db_i64(r, 0, 0);
 }
@@ -61,7 +63,8 @@ static int64_t ask(struct fixture *f, const char *text, const char *p1)
 static void ask_text(struct fixture *f, const char *text, const char *p1, char *dst, size_t size)
 {
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    must(db_query(f->db, text, &(struct db_param){.type = DB_P_TEXT, .ptr = p1}, p1 != NULL, &r, &err));
+    must(db_query(f->db, text, &(struct db_param){.type = DB_P_TEXT, .ptr = p1}, p1 != NULL, &r,
+                  &err));
     assert_int_equal(db_result_n_rows(r), 1);
     str_copy(dst, size, db_text(r, 0, 0));
 }
@@ -79,11 +82,12 @@ static int setup_item(void **state)
         "  orchestrator.output, orchestrator.chore, orchestrator.worker, orchestrator.event"
         "  CASCADE",
         NULL);
-    must(db_query(f->db,
-                  "INSERT INTO orchestrator.upload (id, item, owner, owner_name, filename, digest,"
-                  "  size, kind, route, state) VALUES ($1::uuid, $2::uuid, $2::uuid, 'ana', 'a.mp4',"
-                  "  decode(repeat('11', 32), 'hex'), 1000, 'video', 'video-1', 'committed')",
-                  DB_PARAMS(DB_TEXT(upload), DB_TEXT(f->item)), NULL, &err));
+    must(
+        db_query(f->db,
+                 "INSERT INTO orchestrator.upload (id, item, owner, owner_name, filename, digest,"
+                 "  size, kind, route, state) VALUES ($1::uuid, $2::uuid, $2::uuid, 'ana', 'a.mp4',"
+                 "  decode(repeat('11', 32), 'hex'), 1000, 'video', 'video-1', 'committed')",
+                 DB_PARAMS(DB_TEXT(upload), DB_TEXT(f->item)), NULL, &err));
     must(db_query(f->db,
                   "INSERT INTO orchestrator.item (id, upload, owner, title, kind, route, digest,"
                   "  size) VALUES ($2::uuid, $1::uuid, $2::uuid, 'A', 'video', 'video-1',"
@@ -137,8 +141,9 @@ static void state_of(struct fixture *f, const char *task, char dst[16])
 
 static void make_late(struct fixture *f, const char *task)
 {
-    sql(f, "UPDATE orchestrator.task SET lease_until = now() - interval '1 second' "
-           "WHERE id = $1::uuid",
+    sql(f,
+        "UPDATE orchestrator.task SET lease_until = now() - interval '1 second' "
+        "WHERE id = $1::uuid",
         task);
 }
 
@@ -381,11 +386,9 @@ static void test_rejected_input_fails_the_job_at_once_and_gives_its_bytes_up(voi
     ask_text(f, "SELECT state || ':' || reason FROM orchestrator.item WHERE id = $1::uuid", f->item,
              text, sizeof text);
     assert_string_equal(text, "failed:no picture, no sound");
-    assert_int_equal(ask(f, "SELECT count(*) FROM orchestrator.chore WHERE kind = 'unpin'",
-                         NULL),
+    assert_int_equal(ask(f, "SELECT count(*) FROM orchestrator.chore WHERE kind = 'unpin'", NULL),
                      2);
-    assert_int_equal(ask(f, "SELECT count(*) FROM orchestrator.chore WHERE kind = 'drop'",
-                         NULL),
+    assert_int_equal(ask(f, "SELECT count(*) FROM orchestrator.chore WHERE kind = 'drop'", NULL),
                      1);
     struct err err = ERR_INIT;
     assert_int_equal(queue_retry(f->db, f->job, &err), STATUS_FAILED_PRECONDITION);
@@ -409,9 +412,8 @@ static void test_second_crash_on_a_task_rejects_the_input(void **state)
     assert_int_equal(fail_task(f, "w1", &t, QUEUE_CRASH, "signal 11", &retry), STATUS_OK);
     assert_false(retry);
     assert_state(f, t.id, "dead");
-    assert_int_equal(ask(f, "SELECT purged::int FROM orchestrator.item WHERE id = $1::uuid",
-                         f->item),
-                     1);
+    assert_int_equal(
+        ask(f, "SELECT purged::int FROM orchestrator.item WHERE id = $1::uuid", f->item), 1);
 }
 
 static void test_fail_said_twice_counts_once(void **state)

@@ -1,5 +1,5 @@
-// What happens by itself. One thread minds the queue (leases that ran out, retries that are due) and
-// only talks to the database, so that nothing slow delays it; the other tells the store and the
+// What happens by itself. One thread minds the queue (leases that ran out, retries that are due)
+// and only talks to the database, so that nothing slow delays it; the other tells the store and the
 // origins what they must know, finishes commits that were cut off, and asks how the origins are.
 #include "orchestrator/internal.h"
 
@@ -47,10 +47,11 @@ static void drop_old_uploads(struct orch *o)
 {
     struct err err = ERR_INIT;
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s = db_query(o->db,
-                             "SELECT id FROM orchestrator.upload WHERE state IN ('opening', 'open')"
-                             "  AND updated < now() - $1::bigint * interval '1 millisecond' LIMIT 50",
-                             DB_PARAMS(DB_I64(o->env.options->upload_ttl_ms)), &r, &err);
+    enum status s =
+        db_query(o->db,
+                 "SELECT id FROM orchestrator.upload WHERE state IN ('opening', 'open')"
+                 "  AND updated < now() - $1::bigint * interval '1 millisecond' LIMIT 50",
+                 DB_PARAMS(DB_I64(o->env.options->upload_ttl_ms)), &r, &err);
     for (size_t i = 0; s == STATUS_OK && i < db_result_n_rows(r); i++)
         s = commit_abort(o, db_text(r, i, 0), &err);
     if (s != STATUS_OK)
@@ -109,13 +110,13 @@ static void finish_commits(struct orch *o)
 {
     struct err err = ERR_INIT;
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s = db_query(
-        o->db,
-        "UPDATE orchestrator.upload SET updated = now() WHERE id IN ("
-        "  SELECT id FROM orchestrator.upload WHERE state = 'committing'"
-        "  AND updated < now() - interval '20 seconds' ORDER BY updated LIMIT $1::int"
-        "  FOR UPDATE SKIP LOCKED) RETURNING id, route",
-        DB_PARAMS(DB_I64(BATCH)), &r, &err);
+    enum status s =
+        db_query(o->db,
+                 "UPDATE orchestrator.upload SET updated = now() WHERE id IN ("
+                 "  SELECT id FROM orchestrator.upload WHERE state = 'committing'"
+                 "  AND updated < now() - interval '20 seconds' ORDER BY updated LIMIT $1::int"
+                 "  FOR UPDATE SKIP LOCKED) RETURNING id, route",
+                 DB_PARAMS(DB_I64(BATCH)), &r, &err);
     if (s != STATUS_OK) {
         failed(o, "commits", &err);
         return;
@@ -247,14 +248,14 @@ static bool do_chores(struct orch *o)
     struct err err = ERR_INIT;
     AUTO(db_result_free_p) struct db_result *r = NULL;
     // Taken by being put off: whoever dies with one leaves it to come up again.
-    enum status s = db_query(
-        o->db,
-        "UPDATE orchestrator.chore SET attempts = attempts + 1,"
-        "  not_before = now() + least(300, 15 * (attempts + 1)) * interval '1 second' "
-        "WHERE id IN (SELECT id FROM orchestrator.chore WHERE not_before <= now()"
-        "  ORDER BY not_before LIMIT $1::int FOR UPDATE SKIP LOCKED) "
-        "RETURNING id, kind, origin, item, upload, digest",
-        DB_PARAMS(DB_I64(BATCH)), &r, &err);
+    enum status s =
+        db_query(o->db,
+                 "UPDATE orchestrator.chore SET attempts = attempts + 1,"
+                 "  not_before = now() + least(300, 15 * (attempts + 1)) * interval '1 second' "
+                 "WHERE id IN (SELECT id FROM orchestrator.chore WHERE not_before <= now()"
+                 "  ORDER BY not_before LIMIT $1::int FOR UPDATE SKIP LOCKED) "
+                 "RETURNING id, kind, origin, item, upload, digest",
+                 DB_PARAMS(DB_I64(BATCH)), &r, &err);
     if (s != STATUS_OK) {
         failed(o, "chores", &err);
         return false;

@@ -67,16 +67,16 @@ static void read_opening(const struct db_result *r, struct opening *p)
 static enum status find_open(struct db_conn *c, struct opening *p, bool *ret_found, struct err *err)
 {
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s = db_exec(
-        c,
-        "SELECT id, item, route, state, digest = $3::bytea AND size = $4::bigint "
-        "FROM orchestrator.upload WHERE owner = $1::uuid AND state <> 'aborted' AND"
-        "  (($2::text <> '' AND idempotency_key = $2::text)"
-        "   OR (digest = $3::bytea AND state IN ('opening', 'open', 'committing'))) "
-        "ORDER BY (idempotency_key = $2::text) DESC LIMIT 1",
-        DB_PARAMS(DB_TEXT(p->user->id), DB_TEXT(p->key),
-                  DB_BYTES(p->req->digest.data, p->req->digest.len), DB_I64(p->req->size)),
-        &r, err);
+    enum status s =
+        db_exec(c,
+                "SELECT id, item, route, state, digest = $3::bytea AND size = $4::bigint "
+                "FROM orchestrator.upload WHERE owner = $1::uuid AND state <> 'aborted' AND"
+                "  (($2::text <> '' AND idempotency_key = $2::text)"
+                "   OR (digest = $3::bytea AND state IN ('opening', 'open', 'committing'))) "
+                "ORDER BY (idempotency_key = $2::text) DESC LIMIT 1",
+                DB_PARAMS(DB_TEXT(p->user->id), DB_TEXT(p->key),
+                          DB_BYTES(p->req->digest.data, p->req->digest.len), DB_I64(p->req->size)),
+                &r, err);
     if (s != STATUS_OK)
         return s;
     *ret_found = db_result_n_rows(r) == 1;
@@ -123,8 +123,8 @@ static enum status open_tx(struct db_conn *c, void *ud, struct err *err)
     if (s != STATUS_OK || found)
         return s;
     if (!p->place)
-        return err_set(err, STATUS_UNAVAILABLE, "no origin for %s takes uploads now: try again soon",
-                       p->kind);
+        return err_set(err, STATUS_UNAVAILABLE,
+                       "no origin for %s takes uploads now: try again soon", p->kind);
     char name[MAX_NAME + 1];
     str_copy(name, sizeof name, p->req->filename);
     rand_uuid7(p->id);
@@ -241,10 +241,8 @@ static enum status open_(struct rpc_call *call, const Orchestrator__OpenUploadRe
                          Orchestrator__OpenUploadReply *ret, struct err *err)
 {
     struct orch *o = rpc_call_self(call);
-    struct opening p = {.o = o,
-                        .req = req,
-                        .user = rpc_call_user(call),
-                        .key = rpc_call_idempotency_key(call)};
+    struct opening p = {
+        .o = o, .req = req, .user = rpc_call_user(call), .key = rpc_call_idempotency_key(call)};
     enum status s = check_open(o, req, &p.kind, err);
     if (s == STATUS_OK)
         s = choose(&p, err);
@@ -278,9 +276,10 @@ static enum status open_(struct rpc_call *call, const Orchestrator__OpenUploadRe
     "SELECT u.id, u.item, u.filename, u.size, u.digest, u.route,"                                  \
     "  CASE u.state WHEN 'opening' THEN 'open' WHEN 'committing' THEN 'processing'"                \
     "    WHEN 'committed' THEN coalesce(i.state, 'processing') ELSE u.state END,"                  \
-    "  i.reason, j.id, " ORCH_US("u.created") ", u.owner, i.duration_us, i.plan IS NOT NULL "      \
-    "FROM orchestrator.upload u LEFT JOIN orchestrator.item i ON i.id = u.item"                    \
-    "  LEFT JOIN orchestrator.job j ON j.item = u.item "
+    "  i.reason, j.id, " ORCH_US(                                                                  \
+        "u.created") ", u.owner, i.duration_us, i.plan IS NOT NULL "                               \
+                     "FROM orchestrator.upload u LEFT JOIN orchestrator.item i ON i.id = u.item"   \
+                     "  LEFT JOIN orchestrator.job j ON j.item = u.item "
 
 static enum status fill_info(struct arena *a, const struct db_result *r, size_t row,
                              Orchestrator__UploadInfo *ret, struct err *err)
@@ -337,8 +336,9 @@ static enum status list(struct rpc_call *call, const Orchestrator__ListUploadsRe
     AUTO(db_result_free_p) struct db_result *r = NULL;
     enum status s = db_query(
         o->db,
-        INFO_SQL "WHERE u.owner = $1::uuid AND ($2::text = '' OR u.id < nullif($2::text, '')::uuid) "
-                 "ORDER BY u.id DESC LIMIT $3::bigint",
+        INFO_SQL
+        "WHERE u.owner = $1::uuid AND ($2::text = '' OR u.id < nullif($2::text, '')::uuid) "
+        "ORDER BY u.id DESC LIMIT $3::bigint",
         DB_PARAMS(DB_TEXT(rpc_call_user(call)->id), DB_TEXT(after), DB_I64(size + 1)), &r, err);
     if (s != STATUS_OK)
         return s;
@@ -468,8 +468,8 @@ static enum status wait_sync(struct orch *o, struct rpc_call *call, const char *
     if (last_us != TIME_NEVER && last_us - 500000 < deadline_us)
         deadline_us = last_us - 500000;
     rpc_call_defer(call);
-    enum status s = hub_park(o->hub, HUB_ITEM, item, deadline_us, rpc_call_cancel(call), try_sync,
-                             w, err);
+    enum status s =
+        hub_park(o->hub, HUB_ITEM, item, deadline_us, rpc_call_cancel(call), try_sync, w, err);
     if (s != STATUS_OK) {
         rpc_call_finish(call, s, NULL, err);
         mem_free(w);

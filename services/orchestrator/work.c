@@ -12,7 +12,7 @@
 
 #define MAX_SLOTS 256
 #define MAX_LEASES 256
-#define MAX_MESSAGE 400           // of a failure, bytes
+#define MAX_MESSAGE 400            // of a failure, bytes
 #define MAX_LEASE_BYTES (2U << 20) // plans in one reply
 #define MAX_OUTPUTS 4096
 
@@ -354,7 +354,8 @@ static const struct {
     enum queue_failure why;
     const char *text; // when the worker gives none
 } failures[] = {
-    [TRANSCODE__FAIL_CLASS__FAIL_CLASS_UNSPECIFIED] = {QUEUE_TRANSIENT, "failed for no reason given"},
+    [TRANSCODE__FAIL_CLASS__FAIL_CLASS_UNSPECIFIED] = {QUEUE_TRANSIENT,
+                                                       "failed for no reason given"},
     [TRANSCODE__FAIL_CLASS__REJECTED] = {QUEUE_REJECTED, "the file cannot be used"},
     [TRANSCODE__FAIL_CLASS__TRANSIENT] = {QUEUE_TRANSIENT, "failed; may be tried again"},
     [TRANSCODE__FAIL_CLASS__CRASH] = {QUEUE_CRASH, "the codec process died"},

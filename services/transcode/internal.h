@@ -38,8 +38,8 @@ struct worker_env {
 struct worker;
 enum status worker_new(const struct worker_env *env, struct worker **ret,
                        struct err *err) MUST_CHECK; // starts its threads
-void worker_drain(struct worker *w); // gives leases back; never blocks
-void worker_free(struct worker *w);  // joins
+void worker_drain(struct worker *w);                // gives leases back; never blocks
+void worker_free(struct worker *w);                 // joins
 
 // ---- one leased task (task.c) ----
 enum stop_reason { STOP_NONE = 0, STOP_LOST, STOP_DRAIN };

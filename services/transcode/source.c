@@ -65,8 +65,7 @@ static struct rpc_client *client(struct source *s, struct err *err)
 
 static struct rpc_opts call_opts(struct source *s)
 {
-    return (struct rpc_opts){.deadline_us = time_deadline_in_ms(CALL_MS),
-                             .cancel = s->run->cancel};
+    return (struct rpc_opts){.deadline_us = time_deadline_in_ms(CALL_MS), .cancel = s->run->cancel};
 }
 
 // ---------------------------------------------------------------- the tree

@@ -136,8 +136,8 @@ static void judge(const struct work *w, const struct child_result *c, struct run
     }
 }
 
-static void run_child(struct work *w, const struct media_task *task, int64_t limit_ms, bool segments,
-                      struct child_result *ret);
+static void run_child(struct work *w, const struct media_task *task, int64_t limit_ms,
+                      bool segments, struct child_result *ret);
 
 // ---------------------------------------------------------------- probe
 
@@ -185,8 +185,8 @@ static enum status on_segment(void *ud, const struct media_segment_out *out, con
     o->first_pts = out->first_pts;
     o->duration = out->duration;
     o->samples = (int32_t)out->samples;
-    o->init_digest = (ProtobufCBinaryData){.data = digests + OBJECT_DIGEST_SIZE,
-                                           .len = OBJECT_DIGEST_SIZE};
+    o->init_digest =
+        (ProtobufCBinaryData){.data = digests + OBJECT_DIGEST_SIZE, .len = OBJECT_DIGEST_SIZE};
     o->repeated = (int32_t)out->repeated;
     o->dropped = (int32_t)out->dropped;
     ret->outputs[ret->n_outputs++] = o;
@@ -246,8 +246,8 @@ static void chunk(struct work *w, struct run_verdict *v)
         fail_status(v, s, &err);
 }
 
-static void run_child(struct work *w, const struct media_task *task, int64_t limit_ms, bool segments,
-                      struct child_result *ret)
+static void run_child(struct work *w, const struct media_task *task, int64_t limit_ms,
+                      bool segments, struct child_result *ret)
 {
     int64_t begin_us = time_mono_us();
     double waited = source_seconds(w->source);
@@ -284,8 +284,7 @@ static void move(struct work *w, struct run_verdict *v)
     struct err err = ERR_INIT;
     int64_t begin_us = time_mono_us();
     enum status s = sink_copy(w->run, t->source_digest.data, t->source_size, on_copy, w, &err);
-    w->ret->seconds->store =
-        (double)(time_mono_us() - begin_us) / 1e6 - source_seconds(w->source);
+    w->ret->seconds->store = (double)(time_mono_us() - begin_us) / 1e6 - source_seconds(w->source);
     if (s != STATUS_OK)
         fail_status(v, s, &err);
 }

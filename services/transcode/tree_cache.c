@@ -28,7 +28,8 @@ static bool path_of(char dst[PATH_BYTES], const char *dir, const uint8_t digest[
 bool tree_cache_load(const char *dir, const uint8_t digest[32], struct buf *ret)
 {
     char path[PATH_BYTES];
-    int fd = path_of(path, dir, digest, ".tree") ? open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
+    int fd =
+        path_of(path, dir, digest, ".tree") ? open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
     if (fd < 0)
         return false;
     struct stat st;
