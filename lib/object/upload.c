@@ -28,12 +28,12 @@ static enum status make_file(struct object_store *s, const char *id, const char 
 static enum status make_files(struct object_store *s, struct upload *u, struct err *err)
 {
     if (u->held)
-        return upload_write_state(s, u, "held", err);
+        return upload_write_state(s, u, u->prove ? "prove" : "held", err);
     enum status st = make_file(s, u->id, "data", stored_bytes(u->size), err);
     if (st == STATUS_OK)
         st = make_file(s, u->id, "have", (int64_t)upload_have_size(u), err);
     if (st == STATUS_OK)
-        st = upload_write_state(s, u, "open", err);
+        st = upload_write_state(s, u, u->prove ? "prove" : "open", err);
     return st;
 }
 
@@ -91,7 +91,10 @@ static enum status create_locked(struct object_store *s, const struct object_upl
         u->has_leaves = u->n_leaves == 0;
         u->touched_wall_ms = store_wall_ms(s);
         htab_insert(&s->uploads, &u->node);
-        upload_notice_object(s, u);
+        if (u->prove)
+            upload_ask_for_proof(s, u);
+        else
+            upload_notice_object(s, u);
         st = create_new(s, u, err);
         if (st != STATUS_OK)
             return st;
@@ -188,7 +191,7 @@ enum status object_upload_finish(struct object_store *s, const char *id,
         st = err_set(err, STATUS_NOT_FOUND, "upload %s: unknown", id);
     if (st == STATUS_OK && u->state == UPLOAD_OPEN) {
         upload_notice_object(s, u);
-        if (!upload_is_held(u) && (!u->has_leaves || u->n_have < u->n_leaves))
+        if (!upload_is_complete(u))
             st = err_set(err, STATUS_FAILED_PRECONDITION, "upload %s: %lld bytes are missing", id,
                          (long long)(u->size - u->have_bytes));
         else

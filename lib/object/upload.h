@@ -11,16 +11,21 @@ struct object_upload_spec {
     const char *id, *owner, *item; // UUID text
     uint8_t digest[OBJECT_DIGEST_SIZE];
     int64_t size;
+    // The digest alone earns nothing: when the object is here, OBJECT_PROOF_LEAVES of its leaves,
+    // chosen at random, must be put before finish. What comes by another way later does not count.
+    bool prove;
 };
+#define OBJECT_PROOF_LEAVES 8 // of all: fewer when the object has fewer
 struct object_upload_info {
     uint8_t digest[OBJECT_DIGEST_SIZE];
     int64_t size;
-    bool existed;     // the object is here: nothing to send
+    bool existed;     // the object is here: nothing to send (never with `prove`, unless done)
     bool need_leaves; // send the leaf digests first
     int64_t n_have, missing_bytes;
 };
 
-// Make room, or find that the object is here. The same spec again answers the same.
+// Make room, or find that the object is here. The same spec again answers the same; `prove` holds
+// as it was given first.
 //
 // errors  INVALID_ARGUMENT; OUT_OF_RANGE; ALREADY_EXISTS: this id with another spec;
 //         RESOURCE_EXHAUSTED: quota or disk

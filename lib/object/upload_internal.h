@@ -2,7 +2,8 @@
 // Uploads on the disk, three files each under uploads/:
 //
 //   ID.state  one line: "cauce-upload 1 STATE OWNER ITEM SIZE DIGEST\n", replaced as a whole;
-//             STATE is open, held (the object was here), done (the object was made)
+//             STATE is open, held (the object was here), prove (see below), done (the object was
+//             made)
 //   ID.data   the staged object: bytes at their place, leaf digests, footer (written by finish)
 //   ID.have   8 bytes, the first one 1 once the leaf digests are in place; then one bit per leaf,
 //             set only after the leaf was synced (so a torn or lost write only forgets)
@@ -13,6 +14,12 @@
 //                 ^-----------'
 // Each may go to DROPPING, which ends it. While CREATING, FINISHING or DROPPING the upload belongs
 // to one thread, and others wait for it to settle.
+//
+// An upload in state `prove` is one whose owner has to show that the bytes are there: the object
+// under the same name does not end the sending. If the object was here from the start there are no
+// other files: `have` is in memory, all set but for a few leaves chosen at random, which are
+// checked against the object's own digests and not kept. A restart chooses others. Once it was
+// pinned for the upload's item the proof is done.
 //
 // A failed sync loses every write since the last good one, also of other connections whose pages
 // went along with it: `epoch` moves, and what was written in an older epoch never counts.
@@ -31,6 +38,8 @@ struct upload {
     int64_t size, n_leaves;
     enum upload_state state;
     struct entry *held; // the object is here, kept for finish
+    bool prove;         // the object being here does not make it complete
+    bool proving;       // the object is held, `have` says which leaves were not shown yet
     bool reserved;      // quota is taken: stored_bytes(size)
     bool has_leaves;    // the leaf digests are in place
     uint8_t *have;      // one bit per leaf
@@ -58,6 +67,12 @@ enum status upload_find_settled(struct object_store *s, const char *id, struct u
                                 struct err *err) MUST_CHECK;
 // The object may have come by another way since: from then on nothing need be sent.
 void upload_notice_object(struct object_store *s, struct upload *u);
+// A new upload with `prove`, or one whose data are gone: if the object is here, ask for a proof.
+void upload_ask_for_proof(struct object_store *s, struct upload *u);
+// Nothing need be sent, whatever was.
+bool upload_is_whole(const struct upload *u);
+// All leaves were sent, or the few that were asked for.
+bool upload_is_complete(const struct upload *u);
 // Is the object that it found here still here? Only scrub can have taken it away.
 bool upload_is_held(const struct upload *u);
 void upload_release_hold(struct object_store *s, struct upload *u);

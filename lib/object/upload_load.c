@@ -87,8 +87,11 @@ static enum status load_open(struct object_store *s, struct upload *u, bool *ret
     char path[UPLOAD_PATH_SIZE];
     struct stat stt;
     upload_path(path, u->id, "data");
-    upload_notice_object(s, u);
     bool has_data = fstatat(s->dirfd, path, &stt, AT_SYMLINK_NOFOLLOW) == 0;
+    if (u->prove && !has_data)
+        upload_ask_for_proof(s, u);
+    else
+        upload_notice_object(s, u);
     *ret_keep = has_data || u->held;
     if (!has_data)
         return STATUS_OK;
@@ -112,6 +115,7 @@ static enum status load_upload(struct object_store *s, const char *id, struct er
         return st;
     if (!parse_state(text, &spec, state, owner, item))
         return upload_delete_files(s, id, err); // unreadable: its owner opens it again
+    spec.prove = strcmp(state, "prove") == 0;
     struct upload *u = upload_new(&spec);
     if (!u)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "upload: out of memory");

@@ -81,7 +81,7 @@ size_t object_upload_missing(struct object_upload *c, struct object_run *runs, s
     size_t n = 0;
     *ret_truncated = false;
     pthread_mutex_lock(&c->store->mu);
-    bool whole = u->state == UPLOAD_DONE || upload_is_held(u);
+    bool whole = upload_is_whole(u);
     for (int64_t i = 0; !whole && i < u->n_leaves; i++) {
         if (i % 8 == 0 && u->have[i / 8] == 0xff) {
             i += 7;
@@ -107,7 +107,7 @@ size_t object_upload_missing(struct object_upload *c, struct object_run *runs, s
 static enum status check_open(const struct object_store *s, const struct upload *u, bool *ret_done,
                               struct err *err)
 {
-    *ret_done = u->state == UPLOAD_DONE || u->state == UPLOAD_FINISHING || upload_is_held(u);
+    *ret_done = u->state == UPLOAD_FINISHING || upload_is_whole(u);
     if (*ret_done || (u->state == UPLOAD_OPEN && upload_find(s, u->id) == u))
         return STATUS_OK;
     return err_set(err, STATUS_NOT_FOUND, "upload %s: it was dropped", u->id);
@@ -264,6 +264,19 @@ static void end_write(struct object_upload *c, int64_t leaf, bool written)
     pthread_mutex_unlock(&c->store->mu);
 }
 
+// What the leaf must hash to: of the upload's list, or of the object that it is a proof for.
+static enum status read_leaf_digest(struct object_upload *c, int64_t leaf,
+                                    uint8_t ret[OBJECT_DIGEST_SIZE], struct err *err)
+{
+    struct upload *u = c->u;
+    if (!u->proving)
+        return io_read(&c->store->io, u->fd, "leaf digest", u->size + leaf * OBJECT_DIGEST_SIZE,
+                       ret, OBJECT_DIGEST_SIZE, err);
+    AUTO(object_file_free_p) struct object_file *f = NULL;
+    enum status st = object_file_open(c->store, u->digest, &f, err);
+    return st == STATUS_OK ? object_file_read_leaves(f, leaf, 1, ret, err) : st;
+}
+
 static enum status put_leaf(struct object_upload *c, int64_t leaf, const uint8_t *p, size_t n,
                             struct err *err)
 {
@@ -274,12 +287,11 @@ static enum status put_leaf(struct object_upload *c, int64_t leaf, const uint8_t
     enum status st = begin_write(c, leaf, &skip, err);
     if (st != STATUS_OK || skip)
         return st;
-    st = io_read(io, u->fd, "leaf digest", u->size + leaf * OBJECT_DIGEST_SIZE, want, sizeof want,
-                 err);
+    st = read_leaf_digest(c, leaf, want, err);
     if (st == STATUS_OK && !object_leaf_is_good(want, p, n))
         st = err_set(err, STATUS_DATA_LOSS, "upload %s: leaf %lld does not match its digest", u->id,
                      (long long)leaf);
-    if (st == STATUS_OK)
+    if (st == STATUS_OK && !u->proving)
         st = io_write(io, u->fd, "upload", leaf * OBJECT_LEAF_BYTES, p, n, err);
     end_write(c, leaf, st == STATUS_OK);
     return st;
@@ -296,7 +308,8 @@ enum status object_upload_put(struct object_upload *c, int64_t leaf, const void 
     pthread_mutex_unlock(&c->store->mu);
     if (st != STATUS_OK || done)
         return st;
-    st = files_for(c, err);
+    if (!u->proving)
+        st = files_for(c, err);
     for (; st == STATUS_OK && n > 0; leaf++) {
         size_t len = object_leaf_len(u->size, leaf);
         if (len == 0 || n < len)
@@ -340,7 +353,7 @@ static enum status sync_pending(struct object_upload *c, struct err *err)
 {
     struct object_store *s = c->store;
     struct upload *u = c->u;
-    enum status st = io_sync(&s->io, u->fd, "upload", err);
+    enum status st = u->proving ? STATUS_OK : io_sync(&s->io, u->fd, "upload", err);
     AUTO(mem_free_p) uint8_t *bytes = NULL;
     size_t lo = 0, hi = 0;
     pthread_mutex_lock(&s->mu);
@@ -350,11 +363,11 @@ static enum status sync_pending(struct object_upload *c, struct err *err)
         st = err_set(err, STATUS_INTERNAL, "upload %s: the disk failed; send it again", u->id);
     if (st == STATUS_OK) {
         claim(c, &lo, &hi);
-        bytes = hi > lo ? mem_dup(u->have + lo, hi - lo) : NULL;
+        bytes = hi > lo && !u->proving ? mem_dup(u->have + lo, hi - lo) : NULL;
     }
     pthread_mutex_unlock(&s->mu);
     c->n_pending = 0;
-    if (st != STATUS_OK || hi <= lo)
+    if (st != STATUS_OK || hi <= lo || u->proving)
         return st;
     if (!bytes)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "upload: out of memory");

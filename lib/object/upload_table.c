@@ -64,6 +64,7 @@ struct upload *upload_new(const struct object_upload_spec *spec)
     str_copy(u->item, sizeof u->item, spec->item);
     memcpy(u->digest, spec->digest, sizeof u->digest);
     u->size = spec->size;
+    u->prove = spec->prove;
     u->n_leaves = object_n_leaves(spec->size);
     u->node.hash = id_hash(u->id);
     u->have = mem_alloc((size_t)(u->n_leaves + 7) / 8 + 1);
@@ -122,12 +123,48 @@ void upload_release_quota(struct object_store *s, struct upload *u)
     s->unwritten_bytes -= stored_bytes(u->size) - u->have_bytes;
 }
 
+// Mutex held. Hold the object if it is here.
+static bool try_hold(struct object_store *s, struct upload *u)
+{
+    struct entry *e = u->state <= UPLOAD_OPEN && !u->held ? index_find(&s->ix, u->digest) : NULL;
+    if (!e || e->state != ENTRY_LIVE || e->size != u->size)
+        return false;
+    set_hold(s, u, e);
+    return true;
+}
+
 // Mutex held: the object may have come by another way since. From then on nothing need be sent.
 void upload_notice_object(struct object_store *s, struct upload *u)
 {
-    struct entry *e = u->state <= UPLOAD_OPEN && !u->held ? index_find(&s->ix, u->digest) : NULL;
-    if (e && e->state == ENTRY_LIVE && e->size == u->size)
-        set_hold(s, u, e);
+    if (!u->prove)
+        (void)try_hold(s, u);
+}
+
+static void ask_for_leaf(struct upload *u, int64_t leaf)
+{
+    u->have[leaf / 8] &= (uint8_t) ~(1U << leaf % 8);
+    u->n_have--;
+    u->have_bytes -= (int64_t)object_leaf_len(u->size, leaf);
+}
+
+// Mutex held.
+void upload_ask_for_proof(struct object_store *s, struct upload *u)
+{
+    uint8_t item[ITEM_SIZE];
+    if (!try_hold(s, u))
+        return;
+    u->proving = u->has_leaves = true;
+    memset(u->have, 0xff, (size_t)(u->n_leaves + 7) / 8);
+    u->n_have = u->n_leaves;
+    u->have_bytes = u->size;
+    if (item_parse(u->item, item) && index_find_pin(&s->ix, item, u->digest))
+        return; // a crash right after this very upload made the object
+    int64_t n = u->n_leaves < OBJECT_PROOF_LEAVES ? u->n_leaves : OBJECT_PROOF_LEAVES;
+    while (u->n_leaves - u->n_have < n) {
+        int64_t leaf = (int64_t)rand_below((uint64_t)u->n_leaves);
+        if (upload_bit(u->have, leaf))
+            ask_for_leaf(u, leaf);
+    }
 }
 
 // Is the object that it found here still here? Only scrub can have taken it away.
@@ -136,9 +173,19 @@ bool upload_is_held(const struct upload *u)
     return u->held && u->held->state == ENTRY_LIVE;
 }
 
+bool upload_is_whole(const struct upload *u)
+{
+    return u->state == UPLOAD_DONE || (upload_is_held(u) && !u->proving);
+}
+
+bool upload_is_complete(const struct upload *u)
+{
+    return upload_is_whole(u) || (u->has_leaves && u->n_have == u->n_leaves);
+}
+
 void upload_get_info(const struct upload *u, struct object_upload_info *ret)
 {
-    bool whole = u->state == UPLOAD_DONE || upload_is_held(u);
+    bool whole = upload_is_whole(u);
     *ret = (struct object_upload_info){
         .size = u->size,
         .existed = whole,

@@ -369,6 +369,111 @@ static void test_object_that_comes_by_another_way_ends_the_sending(void **state)
     source_done(&src);
 }
 
+// Puts what is missing, as an honest client does. Returns the number of leaves.
+static int64_t put_missing(struct object_upload *c, struct source *src)
+{
+    struct object_run runs[64];
+    bool truncated;
+    int64_t n_leaves = 0;
+    size_t n = object_upload_missing(c, runs, N_ELEMENTS(runs), &truncated);
+    assert_false(truncated);
+    for (size_t i = 0; i < n; i++)
+        for (int64_t k = 0; k < runs[i].count; k++, n_leaves++)
+            assert_int_equal(put(c, src, runs[i].first + k), STATUS_OK);
+    assert_int_equal(object_upload_sync(c, NULL), STATUS_OK);
+    return n_leaves;
+}
+
+static void test_existing_object_is_proven_by_a_few_leaves(void **state)
+{
+    struct fixture *fx = *state;
+    static const int64_t leaves[] = {1, 3, OBJECT_PROOF_LEAVES, 50};
+    for (size_t i = 0; i < N_ELEMENTS(leaves); i++) {
+        struct source src;
+        size_t size = (size_t)leaves[i] * LEAF - 7;
+        int64_t want = leaves[i] < OBJECT_PROOF_LEAVES ? leaves[i] : OBJECT_PROOF_LEAVES;
+        source_init(&src, size, (unsigned)i);
+        src.spec.prove = true;
+        assert_int_equal(fx_put(fx, size, (unsigned)i, NULL, src.spec.digest, NULL), STATUS_OK);
+        struct object_upload_info info = create(fx, &src);
+        assert_false(info.existed);
+        assert_false(info.need_leaves);
+        assert_in_range(info.missing_bytes, want * LEAF - 7, want * LEAF);
+        assert_int_equal(fx_usage(fx).reserved_bytes, 0);
+        assert_int_equal(finish(fx, &src), STATUS_FAILED_PRECONDITION);
+        if (i % 2) {
+            fx_reopen(fx);
+            assert_false(create(fx, &src).existed);
+            assert_int_equal(finish(fx, &src), STATUS_FAILED_PRECONDITION);
+        }
+        struct object_upload *c = join(fx, &src);
+        assert_int_equal(put_missing(c, &src), want);
+        assert_int_equal(object_upload_n_stored(c), want);
+        assert_int_equal(info_of(c).missing_bytes, 0);
+        object_upload_free(c);
+        assert_false(object_store_is_pinned(fx->s, ITEM_A, src.spec.digest));
+        assert_int_equal(finish(fx, &src), STATUS_OK);
+        assert_true(object_store_is_pinned(fx->s, ITEM_A, src.spec.digest));
+        assert_true(fx_is_good(fx, size, (unsigned)i));
+        assert_int_equal(object_upload_drop(fx->s, UPLOAD_1, NULL), STATUS_OK);
+        assert_int_equal(fx_count(fx, "uploads"), 0);
+        source_done(&src);
+    }
+}
+
+static void test_proof_with_other_bytes_is_refused(void **state)
+{
+    struct fixture *fx = *state;
+    struct source src;
+    source_init(&src, 20 * LEAF, 6);
+    src.spec.prove = true;
+    assert_int_equal(fx_put(fx, 20 * LEAF, 6, NULL, src.spec.digest, NULL), STATUS_OK);
+    create(fx, &src);
+    memset(src.bytes, 0, src.size);
+    struct object_upload *c = join(fx, &src);
+    struct object_run run;
+    bool truncated;
+    assert_int_equal(object_upload_missing(c, &run, 1, &truncated), 1);
+    assert_int_equal(put(c, &src, run.first), STATUS_DATA_LOSS);
+    // Leaves that were not asked for are passed over, and earn nothing.
+    for (int64_t leaf = 0; leaf < 20; leaf++) {
+        enum status s = put(c, &src, leaf);
+        assert_true(s == STATUS_OK || s == STATUS_DATA_LOSS);
+    }
+    assert_int_equal(object_upload_sync(c, NULL), STATUS_OK);
+    assert_int_equal(send_leaves(c, &src, 32), STATUS_OK); // known: they prove nothing
+    assert_int_equal(info_of(c).missing_bytes, OBJECT_PROOF_LEAVES * LEAF);
+    object_upload_free(c);
+    assert_int_equal(finish(fx, &src), STATUS_FAILED_PRECONDITION);
+    assert_false(object_store_is_pinned(fx->s, ITEM_A, src.spec.digest));
+    source_done(&src);
+}
+
+static void test_object_of_somebody_else_does_not_end_a_sending_that_must_prove(void **state)
+{
+    struct fixture *fx = *state;
+    struct source src;
+    source_init(&src, 12 * LEAF, 6);
+    src.spec.prove = true;
+    assert_false(create(fx, &src).existed);
+    struct object_upload *c = join(fx, &src);
+    assert_int_equal(send_leaves(c, &src, 32), STATUS_OK);
+    assert_int_equal(fx_put(fx, 12 * LEAF, 6, NULL, src.spec.digest, NULL), STATUS_OK);
+    assert_int_equal(info_of(c).missing_bytes, src.size);
+    object_upload_free(c);
+    assert_int_equal(finish(fx, &src), STATUS_FAILED_PRECONDITION);
+    fx_reopen(fx);
+    assert_int_equal(create(fx, &src).missing_bytes, src.size);
+    c = join(fx, &src);
+    assert_int_equal(put_missing(c, &src), 12);
+    object_upload_free(c);
+    assert_int_equal(finish(fx, &src), STATUS_OK);
+    assert_int_equal(fx_usage(fx).objects, 1);
+    assert_int_equal(fx_usage(fx).reserved_bytes, 0);
+    assert_int_equal(fx_count(fx, "uploads"), 1);
+    source_done(&src);
+}
+
 static void test_empty_upload(void **state)
 {
     struct fixture *fx = *state;
@@ -798,6 +903,9 @@ int main(void)
         CASE(test_two_connections_feed_and_finish_one_upload),
         CASE(test_existing_object_needs_no_bytes),
         CASE(test_object_that_comes_by_another_way_ends_the_sending),
+        CASE(test_existing_object_is_proven_by_a_few_leaves),
+        CASE(test_proof_with_other_bytes_is_refused),
+        CASE(test_object_of_somebody_else_does_not_end_a_sending_that_must_prove),
         CASE(test_empty_upload),
         CASE(test_bad_specs_are_refused),
         CASE(test_other_owners_upload_looks_unknown),

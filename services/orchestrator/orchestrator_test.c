@@ -50,6 +50,7 @@ struct world {
     enum status create_st; // of Catalog.Create
     enum status finish_st; // of Upload.Finish
     int n_created, n_finished, n_unpinned, n_dropped;
+    bool proven;    // of the last Upload.Create
     char told[256]; // states of SetMedia, "planned..."
 };
 static struct world w;
@@ -84,6 +85,9 @@ static enum status fake_create(struct rpc_call *c, const Origin__CreateRequest *
                                Origin__CreateReply *ret, struct err *err)
 {
     (void)c, (void)err;
+    pthread_mutex_lock(&w.lock);
+    w.proven = req->proven;
+    pthread_mutex_unlock(&w.lock);
     ret->missing_bytes = req->size;
     return STATUS_OK;
 }
@@ -590,6 +594,26 @@ static void test_upload_opened_again_is_the_same(void **state)
     assert_string_not_equal(a.id, c.id);
 }
 
+static bool is_proven(const struct rpc_opts *who)
+{
+    struct upload u;
+    must(open_upload(who, mp4_head, sizeof mp4_head - 1, w.next_digest, &u, &err));
+    pthread_mutex_lock(&w.lock);
+    bool proven = w.proven;
+    pthread_mutex_unlock(&w.lock);
+    return proven;
+}
+
+static void test_bytes_are_taken_as_proven_for_who_has_an_item_of_them_only(void **state)
+{
+    (void)state;
+    struct upload u;
+    committed_film(&u);
+    assert_true(is_proven(&ana));
+    assert_false(is_proven(&bob)); // knows the digest, from wherever
+    assert_false(is_proven(&bob)); // an upload that is merely open proves nothing
+}
+
 static void test_uploads_of_others_are_not_found(void **state)
 {
     (void)state;
@@ -1054,6 +1078,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_upload_of_what_is_no_medium_is_refused_with_a_reason),
         TEST(test_upload_opened_again_is_the_same),
+        TEST(test_bytes_are_taken_as_proven_for_who_has_an_item_of_them_only),
         TEST(test_uploads_of_others_are_not_found),
         TEST(test_commit_answers_the_same_again),
         TEST(test_commit_of_an_incomplete_upload_leaves_it_open),

@@ -30,6 +30,7 @@ struct opening {
     const struct rpc_user *user;
     const char *key, *kind;
     const struct svc_node *place; // for a new one
+    bool proven;                  // the caller has an item of these bytes
     // what was found or made
     char id[UUID_SIZE], item[UUID_SIZE], route[CHAN_NODE_ID_SIZE], state[12];
 };
@@ -156,13 +157,19 @@ static enum status choose(struct opening *p, struct err *err)
 {
     AUTO(db_result_free_p) struct db_result *r = NULL;
     enum status s = db_query(
-        p->o->db, "SELECT route FROM orchestrator.item WHERE digest = $1::bytea AND NOT purged",
-        DB_PARAMS(DB_BYTES(p->req->digest.data, p->req->digest.len)), &r, err);
+        p->o->db,
+        "SELECT route, bool_or(owner = $2::uuid AND size = $3::bigint) FROM orchestrator.item "
+        "WHERE digest = $1::bytea AND NOT purged GROUP BY route",
+        DB_PARAMS(DB_BYTES(p->req->digest.data, p->req->digest.len), DB_TEXT(p->user->id),
+                  DB_I64(p->req->size)),
+        &r, err);
     if (s != STATUS_OK)
         return s;
-    for (size_t i = 0; !p->place && i < db_result_n_rows(r); i++)
-        if (!backends_is_open(p->o->backends, db_text(r, i, 0)))
+    for (size_t i = 0; i < db_result_n_rows(r); i++) {
+        p->proven |= db_bool(r, i, 1);
+        if (!p->place && !backends_is_open(p->o->backends, db_text(r, i, 0)))
             p->place = orch_origin_node(p->o, db_text(r, i, 0));
+    }
     if (!p->place)
         p->place = backends_pick(p->o->backends, p->kind, p->req->size, NULL, 0);
     return STATUS_OK;
@@ -183,6 +190,7 @@ static enum status create_at(struct opening *p, Origin__CreateReply **ret, int64
     req.owner = owner;
     req.digest = p->req->digest;
     req.size = p->req->size;
+    req.proven = p->proven;
     int64_t own_us = time_deadline_in_ms(CREATE_MS);
     struct rpc_opts opts = {.deadline_us = own_us < deadline_us ? own_us : deadline_us};
     enum status s = origin_upload_create(c, &opts, &req, ret, err);

@@ -528,7 +528,7 @@ static void file_done(struct file *f)
     buf_done(&f->leaves);
 }
 
-static Origin__CreateReply *create(struct world *w, struct file *f)
+static Origin__CreateReply *create_as(struct world *w, struct file *f, bool proven)
 {
     Origin__CreateRequest req;
     origin__create_request__init(&req);
@@ -537,9 +537,15 @@ static Origin__CreateReply *create(struct world *w, struct file *f)
     req.item_id = (char *)(uintptr_t)ITEM;
     req.digest = (ProtobufCBinaryData){32, f->digest};
     req.size = (int64_t)f->size;
+    req.proven = proven;
     Origin__CreateReply *r = NULL;
     assert_int_equal(origin_upload_create(w->orch, NULL, &req, &r, NULL), STATUS_OK);
     return r;
+}
+
+static Origin__CreateReply *create(struct world *w, struct file *f)
+{
+    return create_as(w, f, false);
 }
 
 static enum status send_leaves(struct world *w, const struct buf *token, struct file *f)
@@ -665,6 +671,50 @@ static void test_upload_is_sent_cut_resumed_and_finished(void **state)
     assert_int_equal(got.len, f.size);
     assert_memory_equal(got.data, f.p, f.size);
     buf_done(&got);
+    file_done(&f);
+}
+
+// Whoever merely knows the digest of an object that is here gets nothing for it.
+static void test_object_that_is_here_must_be_proven(void **state)
+{
+    struct world *w = *state;
+    struct file f;
+    file_init(&f, 40 * LEAF + 5);
+    assert_int_equal(put_object(w->work, f.p, f.size, f.digest, ITEM_2, NULL), STATUS_OK);
+    AUTO(rpc_message_free_p) Origin__CreateReply *c = create(w, &f);
+    assert_false(c->existed);
+    assert_in_range(c->missing_bytes, 7 * LEAF, 8 * LEAF);
+    assert_int_equal(finish(w, &f), STATUS_FAILED_PRECONDITION);
+    AUTO(rpc_message_free_p) Origin__MissingReply *m = missing(w, &w->alice, STATUS_OK);
+    assert_false(m->need_leaves);
+    assert_int_equal(m->missing_bytes, c->missing_bytes);
+    size_t at = (size_t)m->missing[0]->first * LEAF;
+    f.p[at] ^= 1;
+    assert_int_equal(
+        send_range(w, &w->alice, &f, m->missing[0]->first, m->missing[0]->first + 1, false, NULL),
+        STATUS_DATA_LOSS);
+    f.p[at] ^= 1;
+    int64_t stored = 0, all = 0;
+    for (size_t i = 0; i < m->n_missing; i++, all += stored)
+        assert_int_equal(send_range(w, &w->alice, &f, m->missing[i]->first,
+                                    m->missing[i]->first + m->missing[i]->count, false, &stored),
+                         STATUS_OK);
+    assert_int_equal(all, 8);
+    assert_int_equal(finish(w, &f), STATUS_OK);
+    assert_true(object_store_is_pinned(w->origin->store, ITEM, f.digest));
+    file_done(&f);
+}
+
+static void test_object_that_the_owner_has_already_needs_no_bytes(void **state)
+{
+    struct world *w = *state;
+    struct file f;
+    file_init(&f, 40 * LEAF + 5);
+    assert_int_equal(put_object(w->work, f.p, f.size, f.digest, ITEM_2, NULL), STATUS_OK);
+    AUTO(rpc_message_free_p) Origin__CreateReply *c = create_as(w, &f, true);
+    assert_true(c->existed);
+    assert_int_equal(finish(w, &f), STATUS_OK);
+    assert_true(object_store_is_pinned(w->origin->store, ITEM, f.digest));
     file_done(&f);
 }
 
@@ -843,6 +893,8 @@ int main(void)
         CASE(test_users_read_with_a_media_token_of_theirs_only),
         CASE(test_users_cannot_do_what_is_the_services),
         CASE(test_upload_is_sent_cut_resumed_and_finished),
+        CASE(test_object_that_is_here_must_be_proven),
+        CASE(test_object_that_the_owner_has_already_needs_no_bytes),
         CASE(test_uploads_are_their_owners),
         CASE(test_dropped_upload_is_gone),
         CASE(test_pins_by_call),

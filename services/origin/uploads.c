@@ -22,8 +22,11 @@ static enum status create(struct rpc_call *call, const Origin__CreateRequest *re
     enum status st = origin_check_digest(&req->digest, err);
     if (st != STATUS_OK)
         return st;
-    struct object_upload_spec spec = {
-        .id = req->upload_id, .owner = req->owner, .item = req->item_id, .size = req->size};
+    struct object_upload_spec spec = {.id = req->upload_id,
+                                      .owner = req->owner,
+                                      .item = req->item_id,
+                                      .size = req->size,
+                                      .prove = !req->proven};
     memcpy(spec.digest, req->digest.data, OBJECT_DIGEST_SIZE);
     struct object_upload_info info;
     st = object_upload_create(o->store, &spec, &info, err);
