@@ -11,7 +11,8 @@
 struct codec_source {
     int fd; // read with pread()
     int64_t size;
-    // Make [offset, offset + len) readable on fd. False: cannot be had. NULL: everything is there.
+    // Make [offset, offset + len), of one block, readable on fd; bytes of earlier calls may go.
+    // False: cannot be had. NULL: everything is there.
     bool (*need)(void *ud, int64_t offset, int64_t len);
     void *ud;
 };

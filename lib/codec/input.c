@@ -8,6 +8,7 @@
 
 #include "base/mem.h"
 #include "codec/internal.h"
+#include "media/window.h"
 
 #define IO_BUFFER (64 << 10)
 #define PROBE_BYTES "5242880"
@@ -32,6 +33,10 @@ static int read_bytes(void *opaque, uint8_t *dst, int want)
         return AVERROR_EOF;
     if (want > left)
         want = (int)left;
+    // One block at most, so that getting one never costs another that the same read needs.
+    int64_t block_left = MEDIA_READ_BLOCK - in->pos % MEDIA_READ_BLOCK;
+    if (want > block_left)
+        want = (int)block_left;
     if (s->need && !in->sparse && !s->need(s->ud, in->pos, want)) {
         in->failed = true;
         in->missing = in->pos;

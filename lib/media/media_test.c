@@ -607,9 +607,33 @@ static void test_task_round_trip_and_bounds(void **state)
     buf_done(&b);
 }
 
+static void test_window_holds_what_was_fetched_last(void **state)
+{
+    (void)state;
+    struct media_window w;
+    assert_int_equal(media_window_init(&w, 10 * (int64_t)MEDIA_READ_BLOCK + 1, 4, NULL), STATUS_OK);
+    for (size_t i = 7; i < 11; i++)
+        assert_true(media_window_add(&w, i) == MEDIA_NO_BLOCK);
+    assert_true(media_window_add(&w, 8) == MEDIA_NO_BLOCK);  // there already
+    assert_true(media_window_add(&w, 11) == MEDIA_NO_BLOCK); // not of the source
+    for (size_t i = 0; i < 100; i++) {
+        size_t block = i % 7, out = i < 4 ? 7 + i : (i - 4) % 7;
+        assert_false(media_window_has(&w, block));
+        assert_true(media_window_add(&w, block) == out);
+        assert_true(media_window_has(&w, block) && !media_window_has(&w, out));
+    }
+    media_window_done(&w);
+    // No larger than the source.
+    assert_int_equal(media_window_init(&w, 1, 0, NULL), STATUS_OK);
+    assert_int_equal(w.capacity, 1);
+    assert_true(media_window_add(&w, 0) == MEDIA_NO_BLOCK && media_window_has(&w, 0));
+    media_window_done(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_window_holds_what_was_fetched_last),
         cmocka_unit_test(test_scaling_rounds_as_named_and_saturates),
         cmocka_unit_test(test_sniff_names_the_kind_by_content),
         cmocka_unit_test(test_cut_segments_cover_everything_with_lengths_in_bounds),

@@ -11,6 +11,7 @@ enum status media_task_encode(const struct media_task *t, struct buf *ret, struc
     buf_put_u8(ret, (uint8_t)t->kind);
     buf_put_be64(ret, (uint64_t)t->source_size);
     buf_put_be32(ret, t->threads);
+    buf_put_be32(ret, t->window_blocks);
     buf_put_be32(ret, t->first_segment);
     buf_put_be32(ret, t->n_segments);
     buf_put_u8(ret, (uint8_t)t->n_renditions);
@@ -25,6 +26,9 @@ enum status media_task_encode(const struct media_task *t, struct buf *ret, struc
 static bool task_is_sound(const struct media_task *t)
 {
     if (t->source_size <= 0 || t->threads < 1 || t->threads > MAX_THREADS)
+        return false;
+    if (t->window_blocks &&
+        (t->window_blocks < MEDIA_MIN_WINDOW_BLOCKS || t->window_blocks > MEDIA_MAX_WINDOW_BLOCKS))
         return false;
     switch (t->kind) {
     case MEDIA_TASK_PROBE:
@@ -44,6 +48,7 @@ enum status media_task_decode(const void *bytes, size_t n, struct media_task *re
     t.kind = reader_u8(&r);
     t.source_size = (int64_t)(reader_be64(&r) & INT64_MAX);
     t.threads = reader_be32(&r);
+    t.window_blocks = reader_be32(&r);
     t.first_segment = reader_be32(&r);
     t.n_segments = reader_be32(&r);
     t.n_renditions = reader_u8(&r);

@@ -1,10 +1,11 @@
 #pragma once
 // What a worker and its confined codec process say to each other.
 //
-// Descriptors of the child: 3 the source, a sparse memfd of the source's size; 4 the control socket
-// (AF_UNIX, SOCK_SEQPACKET). One packet is one record: type byte, then its fields, big-endian; at
-// most MEDIA_RECORD_MAX bytes. Larger things (a plan, a segment) are announced with their size and
-// follow as DATA records in order, with nothing but READ and AVAILABLE in between.
+// Descriptors of the child: 3 the source, a sparse memfd of the source's size that holds the blocks
+// of the window (media/window.h); 4 the control socket (AF_UNIX, SOCK_SEQPACKET). One packet is one
+// record: type byte, then its fields, big-endian; at most MEDIA_RECORD_MAX bytes. Larger things (a
+// plan, a segment) are announced with their size and follow as DATA records in order, with nothing
+// but READ and AVAILABLE in between.
 //
 //   parent: TASK, DATA..                     child: READY (confined), then
 //           AVAILABLE for each READ                 READ, PROGRESS, SEGMENT + DATA.., PLAN + DATA..
@@ -16,17 +17,18 @@
 #include "base/err.h"
 #include "media/cmaf.h"
 #include "media/plan.h"
+#include "media/window.h"
 
 #define MEDIA_RECORD_MAX (64 << 10)
 #define MEDIA_CHILD_SOURCE_FD 3
 #define MEDIA_CHILD_CONTROL_FD 4
-#define MEDIA_READ_BLOCK (1 << 20) // the parent fetches aligned blocks of this size
 
 enum media_task_kind { MEDIA_TASK_PROBE = 1, MEDIA_TASK_CHUNK = 2 };
 struct media_task {
     enum media_task_kind kind;
     int64_t source_size;
     uint32_t threads;       // 1..64 that the child may keep busy
+    uint32_t window_blocks; // of the source that are at hand at once; 0: MEDIA_WINDOW_BLOCKS
     uint32_t first_segment; // chunk; on the grid of its renditions, which are of one kind
     uint32_t n_segments;
     uint32_t n_renditions;

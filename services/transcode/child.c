@@ -26,8 +26,7 @@
 
 #define DEFAULT_STALL_MS 10000
 #define SEND_TIMEOUT_S 10
-#define MAX_FETCH (64 << 20) // one READ asks for no more
-#define FD_SAFE 16           // above the numbers that the child's descriptors get
+#define FD_SAFE 16 // above the numbers that the child's descriptors get
 
 const char *child_outcome_name(enum child_outcome o)
 {
@@ -67,6 +66,7 @@ struct child {
     struct buf packet; // sending
     uint8_t *received; // MEDIA_RECORD_MAX + 1
     uint8_t *block;    // MEDIA_READ_BLOCK, for fetching
+    struct media_window window;
     enum collecting collecting;
     struct media_segment_out out;
     struct buf body;
@@ -249,27 +249,34 @@ static bool write_all(int fd, const uint8_t *p, size_t n, int64_t offset)
     return true;
 }
 
+// The memfd is memory: what leaves the window is given back before more comes.
+static bool make_room(struct child *c, size_t block)
+{
+    size_t out = media_window_add(&c->window, block);
+    return out == MEDIA_NO_BLOCK ||
+           fallocate(c->source_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                     (off_t)out * MEDIA_READ_BLOCK, MEDIA_READ_BLOCK) == 0;
+}
+
 static void on_read(struct child *c, int64_t offset, int64_t len)
 {
-    int64_t size = c->job->task->source_size;
-    if (len <= 0 || len > MAX_FETCH || offset >= size || len > size - offset ||
-        offset % MEDIA_READ_BLOCK) {
-        nonsense(c, "a read outside the source");
+    int64_t left = c->job->task->source_size - offset;
+    if (left <= 0 || offset % MEDIA_READ_BLOCK ||
+        len != (left < MEDIA_READ_BLOCK ? left : MEDIA_READ_BLOCK)) {
+        nonsense(c, "a read that is no block of the source");
         return;
     }
     struct err err = ERR_INIT;
-    for (int64_t at = 0; at < len; at += MEDIA_READ_BLOCK) {
-        size_t n = len - at < MEDIA_READ_BLOCK ? (size_t)(len - at) : MEDIA_READ_BLOCK;
-        enum status s = c->job->fetch(c->job->ud, offset + at, n, c->block, &err);
-        if (s != STATUS_OK) {
-            settle(c, CHILD_SOURCE, s, err.msg);
-            return;
-        }
-        c->ret->fetched_bytes += (int64_t)n;
-        if (!write_all(c->source_fd, c->block, n, offset + at)) {
-            settle(c, CHILD_FAILED, STATUS_RESOURCE_EXHAUSTED, "no memory for the source's bytes");
-            return;
-        }
+    enum status s = c->job->fetch(c->job->ud, offset, (size_t)len, c->block, &err);
+    if (s != STATUS_OK) {
+        settle(c, CHILD_SOURCE, s, err.msg);
+        return;
+    }
+    c->ret->fetched_bytes += len;
+    if (!make_room(c, (size_t)(offset / MEDIA_READ_BLOCK)) ||
+        !write_all(c->source_fd, c->block, (size_t)len, offset)) {
+        settle(c, CHILD_FAILED, STATUS_RESOURCE_EXHAUSTED, "no memory for the source's bytes");
+        return;
     }
     (void)send_record(c,
                       &(struct media_record){.type = MEDIA_REC_AVAILABLE, .a = offset, .b = len});
@@ -541,7 +548,8 @@ static bool prepare(struct child *c)
     c->received = mem_alloc(MEDIA_RECORD_MAX + 1);
     c->block = mem_alloc(MEDIA_READ_BLOCK);
     c->seen = mem_array((size_t)t->n_renditions * t->n_segments + 1, 1);
-    return c->received && c->block && c->seen;
+    return c->received && c->block && c->seen &&
+           media_window_init(&c->window, t->source_size, t->window_blocks, NULL) == STATUS_OK;
 }
 
 void child_run(const struct child_job *job, struct child_result *ret)
@@ -572,6 +580,7 @@ void child_run(const struct child_job *job, struct child_result *ret)
     buf_done(&c.body);
     mem_free(c.received);
     mem_free(c.block);
+    media_window_done(&c.window);
     mem_free(c.seen);
 }
 

@@ -1,6 +1,7 @@
 // child_run() with the real cauce-codec: ordinary files, hostile files, escape attempts.
 #include "child.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -23,14 +24,36 @@ struct source {
     int fd;
     int64_t size;
     enum status fails; // instead of bytes
+    uint32_t window;   // blocks; 0: as many as the child likes
+    int64_t most_held; // bytes of the source in memory, as seen when more was asked for
     size_t n_segments;
     uint64_t hash; // of all segments' bytes, in order of coming
     struct media_plan *plan;
 };
 
+// Memory behind the one source that a child of ours has just now.
+static int64_t held_bytes(void)
+{
+    int64_t held = 0;
+    DIR *d = opendir("/proc/self/fd");
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));) {
+        char link[64] = "";
+        struct stat st;
+        if (readlinkat(dirfd(d), e->d_name, link, sizeof(link) - 1) > 0 &&
+            strstr(link, "memfd:cauce-source") && fstat(atoi(e->d_name), &st) == 0)
+            held += (int64_t)st.st_blocks * 512;
+    }
+    closedir(d);
+    return held;
+}
+
 static enum status fetch(void *ud, int64_t offset, size_t len, void *dst, struct err *err)
 {
     struct source *s = ud;
+    int64_t held = s->window ? held_bytes() : 0;
+    if (held > s->most_held)
+        s->most_held = held;
     if (s->fails)
         return err_set(err, s->fails, "the test says no");
     if (s->bytes)
@@ -75,7 +98,8 @@ static struct child_job job_for(struct source *s, const struct media_task *t, in
 
 static struct child_result probe(struct source *s)
 {
-    struct media_task t = {.kind = MEDIA_TASK_PROBE, .source_size = s->size, .threads = 1};
+    struct media_task t = {
+        .kind = MEDIA_TASK_PROBE, .source_size = s->size, .threads = 1, .window_blocks = s->window};
     struct child_job job = job_for(s, &t, 60000);
     struct child_result r;
     child_run(&job, &r);
@@ -145,6 +169,62 @@ static void test_probe_and_chunks_of_a_film_agree_with_the_plan(void **state)
     }
     child_result_done(&p);
     close(s.fd);
+}
+
+// Sound and the lowest picture of the film's segments, with the window of s.
+static uint64_t make_segments(struct source *s, const struct child_result *p, int64_t *ret_fetched)
+{
+    s->hash = s->n_segments = 0;
+    *ret_fetched = 0;
+    for (size_t r = p->plan->n_renditions; r-- > p->plan->n_renditions - 2;) {
+        struct media_task t = {.kind = MEDIA_TASK_CHUNK,
+                               .source_size = s->size,
+                               .threads = 1,
+                               .window_blocks = s->window,
+                               .n_segments = (uint32_t)media_rendition_grid(p->plan, r)->n_segments,
+                               .n_renditions = 1,
+                               .renditions = {(uint8_t)r},
+                               .plan = p->plan_bytes,
+                               .plan_len = p->plan_len};
+        struct child_job job = job_for(s, &t, 60000);
+        struct child_result ret;
+        child_run(&job, &ret);
+        if (ret.outcome != CHILD_OK)
+            fail_msg("%s: %s", child_outcome_name(ret.outcome), ret.text);
+        *ret_fetched += ret.fetched_bytes;
+        child_result_done(&ret);
+    }
+    return s->hash;
+}
+
+// The same plan and segments, without the film ever being in memory.
+static void test_film_larger_than_the_window_is_read_through_it(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"video/bbb_480p_3audio_3subs.mkv",
+                                        "video/underwater_640x480_mjpeg_mp2.mov"};
+    for (size_t i = 0; i < N_ELEMENTS(names); i++) {
+        struct source s;
+        int64_t fetched, narrow_fetched;
+        if (!open_media(names[i], &s))
+            skip();
+        struct child_result wide = probe(&s);
+        assert_int_equal(wide.outcome, CHILD_OK);
+        s.plan = wide.plan;
+        uint64_t hash = make_segments(&s, &wide, &fetched);
+        s.window = MEDIA_MIN_WINDOW_BLOCKS;
+        assert_true(s.size > (int64_t)s.window * MEDIA_READ_BLOCK);
+        struct child_result narrow = probe(&s);
+        assert_int_equal(narrow.outcome, CHILD_OK);
+        assert_int_equal(narrow.plan_len, wide.plan_len);
+        assert_memory_equal(narrow.plan_bytes, wide.plan_bytes, wide.plan_len);
+        assert_true(make_segments(&s, &wide, &narrow_fetched) == hash);
+        assert_true(i == 0 || narrow_fetched > fetched); // this one goes back for its sound
+        assert_true(s.most_held > 0 && s.most_held <= (int64_t)s.window * MEDIA_READ_BLOCK);
+        child_result_done(&wide);
+        child_result_done(&narrow);
+        close(s.fd);
+    }
 }
 
 static void test_failed_fetch_is_source(void **state)
@@ -346,6 +426,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_probe_and_chunks_of_a_film_agree_with_the_plan),
+        cmocka_unit_test(test_film_larger_than_the_window_is_read_through_it),
         cmocka_unit_test(test_failed_fetch_is_source),
         cmocka_unit_test(test_cancel_ends_it),
         cmocka_unit_test(test_program_that_is_not_there_is_our_failure),

@@ -18,9 +18,11 @@
 
 struct transcode_options {
     struct svc_options common;
-    int64_t slots; // 0: one per core
-    char *codec;   // path of cauce-codec; NULL: beside this program
-    char *scratch; // folder for what may be lost; NULL: nothing is kept between tasks
+    int64_t slots;        // 0: one per core
+    char *codec;          // path of cauce-codec; NULL: beside this program
+    char *scratch;        // folder for what may be lost; NULL: nothing is kept between tasks
+    int64_t window_bytes; // of a source in memory at once, per slot
+    int64_t cache_bytes;  // of sources kept between tasks, in all
 };
 
 // The world outside, so that tests can make one of their own.
@@ -28,7 +30,9 @@ struct worker_env {
     struct log *log;
     unsigned slots;
     const char *codec;
-    const char *scratch; // existing folder, or NULL
+    const char *scratch;       // existing folder, or NULL
+    int64_t window_bytes;      // 0: lib/media's
+    struct leaf_cache *leaves; // or NULL
     const char *build, *cpu_class;
     struct rpc_client *(*orchestrator)(void *ud, struct err *err);
     struct rpc_client *(*origin)(void *ud, const Common__Endpoint *at, struct err *err);
@@ -75,6 +79,14 @@ void run_task(struct run *r, struct arena *a, Transcode__CompleteRequest *ret,
 bool tree_cache_load(const char *dir, const uint8_t digest[32], struct buf *ret);
 // Best effort: a folder that is full or gone costs a call more per task.
 void tree_cache_save(const char *dir, const uint8_t digest[32], const struct buf *leaves);
+
+// ---- verified leaves of sources, in memory (leaf_cache.c); any thread ----
+struct leaf_cache;
+struct leaf_cache *leaf_cache_new(size_t max_bytes); // NULL: out of memory
+void leaf_cache_free(struct leaf_cache *c);
+// The n bytes with that leaf digest. False: not there.
+bool leaf_cache_get(struct leaf_cache *c, const uint8_t digest[32], void *dst, size_t n);
+void leaf_cache_put(struct leaf_cache *c, const uint8_t digest[32], const void *bytes, size_t n);
 
 // ---- reading a source (source.c): verified ranges, read ahead; one thread at a time ----
 struct source;

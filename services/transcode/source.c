@@ -200,9 +200,19 @@ static enum status get_leaf_once(struct source *s, int64_t leaf, struct err *err
 // bytes are asked of the next origin.
 static enum status get_leaf(struct source *s, int64_t leaf, struct err *err)
 {
+    struct leaf_cache *cache = s->run->env->leaves;
+    const uint8_t *digest = s->leaves.data + leaf * OBJECT_DIGEST_SIZE;
+    size_t n = object_leaf_len(s->size, leaf);
+    s->leaf_number = -1;
+    if (cache && leaf_cache_get(cache, digest, s->leaf, n)) {
+        s->leaf_number = leaf;
+        return STATUS_OK;
+    }
     enum status r = STATUS_OK;
     for (int i = 0; i < ATTEMPTS; i++) {
         r = get_leaf_once(s, leaf, err);
+        if (r == STATUS_OK && cache)
+            leaf_cache_put(cache, digest, s->leaf, n);
         if (r == STATUS_OK || r == STATUS_CANCELLED || cancel_is_fired(s->run->cancel))
             return r;
         close_stream(s);

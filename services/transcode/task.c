@@ -104,6 +104,11 @@ static void on_progress(void *ud, int64_t done, int64_t total)
     run_progress(w->run, TRANSCODE__STAGE__ENCODE, done, total);
 }
 
+static uint32_t window_blocks(const struct run *r)
+{
+    return (uint32_t)(r->env->window_bytes / MEDIA_READ_BLOCK);
+}
+
 // What the codec process ended with. A probe that hangs or hits a limit is the file's doing as much
 // as a crash is: twice, and the file is refused.
 static void judge(const struct work *w, const struct child_result *c, struct run_verdict *v)
@@ -145,7 +150,8 @@ static void probe(struct work *w, struct run_verdict *v)
 {
     struct media_task task = {.kind = MEDIA_TASK_PROBE,
                               .source_size = w->run->task->source_size,
-                              .threads = w->run->threads};
+                              .threads = w->run->threads,
+                              .window_blocks = window_blocks(w->run)};
     struct child_result c = {0};
     run_child(w, &task, PROBE_MS + task.source_size / PROBE_BYTES_PER_MS, false, &c);
     judge(w, &c, v);
@@ -205,6 +211,7 @@ static enum status make_chunk_task(struct work *w, struct media_task *ret, struc
         .kind = MEDIA_TASK_CHUNK,
         .source_size = t->source_size,
         .threads = w->run->threads,
+        .window_blocks = window_blocks(w->run),
         .first_segment = (uint32_t)t->first_segment,
         .n_segments = (uint32_t)t->n_segments,
         .plan = t->plan.data,

@@ -16,6 +16,7 @@
 struct role {
     struct svc *svc;
     struct worker *worker;
+    struct leaf_cache *leaves;
     char *codec;
     char build[96], cpu_class[96];
 };
@@ -67,6 +68,7 @@ static void stop(void *self)
 {
     struct role *r = self;
     worker_free(r->worker);
+    leaf_cache_free(r->leaves);
     mem_free(r->codec);
     mem_free(r);
 }
@@ -84,7 +86,8 @@ static enum status start(struct svc *svc, const void *options, void **ret_self, 
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     int64_t slots = opt->slots ? opt->slots : cores > 0 ? cores : 1;
     enum status s = STATUS_OK;
-    if (!r->codec)
+    r->leaves = opt->cache_bytes ? leaf_cache_new((size_t)opt->cache_bytes) : NULL;
+    if (!r->codec || (opt->cache_bytes && !r->leaves))
         s = err_set(err, STATUS_RESOURCE_EXHAUSTED, "transcode: out of memory");
     else if (access(r->codec, X_OK) != 0)
         s = err_set(err, STATUS_NOT_FOUND,
@@ -98,6 +101,8 @@ static enum status start(struct svc *svc, const void *options, void **ret_self, 
             .slots = slots < WORKER_MAX_SLOTS ? (unsigned)slots : WORKER_MAX_SLOTS,
             .codec = r->codec,
             .scratch = opt->scratch,
+            .window_bytes = opt->window_bytes,
+            .leaves = r->leaves,
             .build = r->build,
             .cpu_class = r->cpu_class,
             .orchestrator = orchestrator_client,
@@ -128,6 +133,10 @@ static const struct cfg_option rows[] = {
      "path of cauce-codec (default: beside this program)"},
     {"scratch", CFG_STRING, OPT(scratch), NULL, 0, 0,
      "folder for what may be lost: the digests of sources, between tasks"},
+    {"window", CFG_BYTES, OPT(window_bytes), "256M", INT64_C(4) << 20, INT64_C(64) << 30,
+     "how much of a source each task holds in memory"},
+    {"cache", CFG_BYTES, OPT(cache_bytes), "64M", 0, INT64_C(64) << 30,
+     "how much of sources is kept in memory between tasks"},
 };
 
 const struct svc_role transcode_role = {

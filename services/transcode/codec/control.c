@@ -20,7 +20,7 @@ void control_done(struct control *c)
 {
     buf_done(&c->packet);
     mem_free(c->received);
-    mem_free(c->have);
+    media_window_done(&c->window);
     pthread_mutex_destroy(&c->lock);
 }
 
@@ -111,28 +111,24 @@ enum status control_receive_task(struct control *c, struct media_task *ret, uint
     if (s != STATUS_OK)
         return s;
     c->source_size = ret->source_size;
-    c->n_blocks = (size_t)((ret->source_size + MEDIA_READ_BLOCK - 1) / MEDIA_READ_BLOCK);
-    c->have = mem_alloc(c->n_blocks);
-    if (!c->have)
-        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "control: out of memory");
+    s = media_window_init(&c->window, ret->source_size, ret->window_blocks, err);
+    if (s != STATUS_OK)
+        return s;
     *ret_bytes = TAKE(bytes);
     return STATUS_OK;
 }
 
-// Blocks [first, end) are missing: ask, and wait for the answer.
-static bool ask(struct control *c, size_t first, size_t end)
+static bool ask(struct control *c, size_t block)
 {
-    struct media_record r = {.type = MEDIA_REC_READ};
-    r.a = (int64_t)first * MEDIA_READ_BLOCK;
-    r.b = (int64_t)end * MEDIA_READ_BLOCK;
-    if (r.b > c->source_size)
-        r.b = c->source_size;
-    r.b -= r.a;
+    int64_t offset = (int64_t)block * MEDIA_READ_BLOCK, left = c->source_size - offset;
+    struct media_record r = {.type = MEDIA_REC_READ,
+                             .a = offset,
+                             .b = left < MEDIA_READ_BLOCK ? left : MEDIA_READ_BLOCK};
     if (control_send(c, &r, NULL) != STATUS_OK || control_receive(c, &r, NULL) != STATUS_OK)
         return false;
-    if (r.type != MEDIA_REC_AVAILABLE || r.a != (int64_t)first * MEDIA_READ_BLOCK || r.b <= 0)
+    if (r.type != MEDIA_REC_AVAILABLE || r.a != offset || r.b <= 0)
         return false;
-    memset(c->have + first, 1, end - first);
+    (void)media_window_add(&c->window, block); // the parent drops the same one
     return true;
 }
 
@@ -141,19 +137,8 @@ bool control_need(void *control, int64_t offset, int64_t len)
     struct control *c = control;
     if (offset < 0 || len <= 0 || offset >= c->source_size || len > c->source_size - offset)
         return false;
-    size_t first = (size_t)(offset / MEDIA_READ_BLOCK);
-    size_t end = (size_t)((offset + len - 1) / MEDIA_READ_BLOCK) + 1;
-    while (first < end) {
-        if (c->have[first]) {
-            first++;
-            continue;
-        }
-        size_t stop = first + 1;
-        while (stop < end && !c->have[stop])
-            stop++;
-        if (!ask(c, first, stop))
-            return false;
-        first = stop;
-    }
-    return true;
+    size_t block = (size_t)(offset / MEDIA_READ_BLOCK);
+    if ((size_t)((offset + len - 1) / MEDIA_READ_BLOCK) != block)
+        return false;
+    return media_window_has(&c->window, block) || ask(c, block);
 }

@@ -9,9 +9,8 @@ struct control {
     pthread_mutex_t lock; // around sending: encoder threads and the demuxer both do
     struct buf packet;    // for sending
     uint8_t *received;    // MEDIA_RECORD_MAX bytes
-    uint8_t *have;        // one byte for each block of the source that is there
+    struct media_window window;
     int64_t source_size;
-    size_t n_blocks;
     bool lost; // the parent is gone
 };
 
@@ -28,5 +27,6 @@ enum status control_receive(struct control *c, struct media_record *ret,
 // The task, with all its bytes (heap, mem_free) that ret points into.
 enum status control_receive_task(struct control *c, struct media_task *ret, uint8_t **ret_bytes,
                                  struct err *err) MUST_CHECK;
-// codec_source.need: ask for what is missing of [offset, offset + len) and wait for it.
+// codec_source.need: the block that [offset, offset + len) lies in; asks for it when it is not
+// there and waits.
 bool control_need(void *control, int64_t offset, int64_t len);
