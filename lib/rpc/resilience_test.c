@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/mem.h"
@@ -322,6 +323,45 @@ static void test_garbage_and_silence_are_cut_off(void **state)
     world_done(&w);
 }
 
+// A stranger that leaves before nng's header was written once ended the listener for good.
+static void test_strangers_who_leave_at_once_do_not_end_the_listener(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w);
+    world_serve(&w, "tcp://127.0.0.1:0", true);
+    for (int i = 0; i < 200; i++) {
+        int fd = raw_connect(&w);
+        if (i % 2) { // with a reset
+            struct linger l = {.l_onoff = 1};
+            assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l), 0);
+        }
+        close(fd);
+    }
+    struct rpc_client *c = world_client(&w);
+    assert_int_equal(echo(c, ECHO, NULL), STATUS_OK);
+    rpc_client_free(c);
+    world_done(&w);
+
+    char path[] = "/tmp/rpc-strangers-XXXXXX", url[RPC_URL_SIZE];
+    struct sockaddr_un sa = {.sun_family = AF_UNIX};
+    assert_non_null(mkdtemp(path));
+    snprintf(sa.sun_path, sizeof sa.sun_path, "%s/s", path);
+    snprintf(url, sizeof url, "ipc://%s", sa.sun_path);
+    world_init(&w);
+    world_serve(&w, url, false);
+    for (int i = 0; i < 200; i++) {
+        int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        assert_int_equal(connect(fd, (struct sockaddr *)&sa, sizeof sa), 0);
+        close(fd);
+    }
+    c = world_client(&w);
+    assert_int_equal(echo(c, ECHO, NULL), STATUS_OK);
+    rpc_client_free(c);
+    world_done(&w);
+    rmdir(path);
+}
+
 static void test_idle_connections_are_kept_alive(void **state)
 {
     (void)state;
@@ -487,6 +527,7 @@ int main(void)
         cmocka_unit_test(test_wrong_key_never_connects),
         cmocka_unit_test(test_links_and_grants_must_fit),
         cmocka_unit_test(test_garbage_and_silence_are_cut_off),
+        cmocka_unit_test(test_strangers_who_leave_at_once_do_not_end_the_listener),
         cmocka_unit_test(test_idle_connections_are_kept_alive),
         cmocka_unit_test(test_hostile_messages_are_refused),
         cmocka_unit_test(test_every_failed_allocation_of_unpack_is_reported),

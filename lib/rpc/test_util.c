@@ -354,7 +354,8 @@ struct rpc_server_opts world_server_opts(struct world *w)
                                     .trust = &w->trust,
                                     .pool = w->pool,
                                     .verify = verify,
-                                    .verify_ud = w};
+                                    .verify_ud = w,
+                                    .transport = w->transport};
 }
 
 void world_serve(struct world *w, const char *url, bool is_public)
@@ -375,7 +376,7 @@ struct rpc_client *world_client_to(struct world *w, const char *url, bool is_pub
 {
     struct rpc_endpoint e = {.url = url};
     memcpy(e.key, w->server.public_key, 32);
-    struct rpc_client_opts o = {.endpoints = &e, .n_endpoints = 1};
+    struct rpc_client_opts o = {.endpoints = &e, .n_endpoints = 1, .transport = w->transport};
     if (!is_public) {
         o.identity = &w->node;
         o.trust = &w->trust;

@@ -51,6 +51,7 @@ struct world {
     struct chan_trust trust;
     struct chan_identity server, node; // node: an origin
     struct work_pool *pool;
+    const struct transport_ops *transport; // NULL: nng
     struct rpc_server *s;
     char url[RPC_URL_SIZE];
     bool is_public;

@@ -19,6 +19,7 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "channel/channel.h"
+#include "rpc/nng_guard.h"
 #include "rpc/transport.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -293,6 +294,10 @@ static enum status t_listen(const char *url, const struct transport_events *ev, 
                             char *ret_url, size_t ret_url_size, struct transport **ret,
                             struct err *err)
 {
+    if (!str_starts_with(url, "inproc:") && !nng_guard_is_active())
+        return err_set(err, STATUS_INTERNAL,
+                       "listen on %s: this program's sendmsg() does not reach nng; see nng_guard.c",
+                       url);
     struct transport *t = t_new(ev, ud);
     if (!t)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "listen on %s: out of memory", url);
