@@ -262,7 +262,7 @@ class Platform:
         for d in ("objects", "scratch"):
             os.makedirs(os.path.join(self.home, d, node), mode=0o700, exist_ok=True) \
                 if any(d in o for o in options) else None
-        return self.table.spawn(node, argv + [o.format(**fill) for o in options], self.log(node))
+        self.table.spawn(node, argv + [o.format(**fill) for o in options], self.log(node))
 
     def start_node(self, name):
         """Start one node again (after a fault) and wait until it is ready."""

@@ -29,6 +29,7 @@ class Table:
                 self.rows = json.load(f)
         except (OSError, ValueError):
             self.rows = {}
+        self.children = {}  # those that this very process started
 
     def save(self):
         tmp = self.path + ".tmp"
@@ -48,7 +49,7 @@ class Table:
             p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
                                  start_new_session=True)
         self.rows[name] = {"pid": p.pid, "start": start_time(p.pid)}
-        return p
+        self.children[name] = p
 
     def stop(self, names, grace_s):
         """SIGTERM all at once, then SIGKILL whoever is left after the grace time. Returns those killed."""
@@ -73,6 +74,9 @@ class Table:
             os.close(fd)
         for name in names:
             self.rows.pop(name, None)
+            child = self.children.pop(name, None)
+            if child:
+                child.wait()
         return killed
 
 
@@ -86,10 +90,6 @@ def _wait_ended(fds, deadline):
         for fd, _ in poll.poll(max(1, int((deadline - time.monotonic()) * 1000))):
             poll.unregister(fd)
             left.discard(fd)
-            try:  # a child of ours must be reaped as well
-                os.waitpid(fds[fd][1], os.WNOHANG)
-            except ChildProcessError:
-                pass
     return left
 
 
