@@ -2,6 +2,11 @@
 // is encoded by an encoder of its own with warm-up frames before and tail frames after it that are
 // thrown away; so a segment's bytes do not depend on which others are asked for.
 //
+// Decoders remember: noise that stands for what was not coded (AAC, HE-AAC) and dither (MP2) go on
+// from packet to packet. So every window has a decoder of its own that begins at a packet which the
+// window alone decides: where the source can be searched by time a window is one segment, elsewhere
+// each is decoded from the source's first packet.
+//
 // Positions: a decoded frame lies where its time stamp says; coarse time stamps (Matroska's
 // milliseconds, MPEG's 90 kHz) are snapped to the comb that the plan holds, so that joins are exact
 // to the sample. Resampling starts where an input and an output sample fall together.
@@ -16,7 +21,7 @@
 
 #define WARMUP_FRAMES 4
 #define TAIL_FRAMES 2
-#define GROUP_SEGMENTS 16    // decoded at once: about a minute
+#define GROUP_SEGMENTS 16    // decoded at once when it is from the first packet: about a minute
 #define RESAMPLE_WARMUP 4096 // output samples before the window
 #define RESAMPLE_TAIL 2048   // input samples after it
 #define DECODE_WARMUP_MS 700 // for decoders that need to settle: HE-AAC, Opus, MP3
@@ -37,6 +42,7 @@ struct audio_job {
     int64_t zero; // stream ticks
     struct window w;
     // decoding one window
+    int64_t first_packet; // earlier ones are not given to the decoder; unknown: all are
     int rate;
     struct SwrContext *mix; // any format to stereo float, same rate
     AVChannelLayout mix_layout;
@@ -211,6 +217,13 @@ static enum status begin_window(struct audio_job *j, struct err *err)
     return open_swr(&j->resample, &stereo, AV_SAMPLE_FMT_FLTP, j->rate, MEDIA_AUDIO_RATE, err);
 }
 
+static bool is_before_start(const struct audio_job *j, const AVPacket *pkt)
+{
+    int64_t t = pkt->pts != AV_NOPTS_VALUE ? pkt->pts : pkt->dts;
+    return j->first_packet != MEDIA_TIME_UNKNOWN && t != AV_NOPTS_VALUE &&
+           t + (pkt->duration > 0 ? pkt->duration : 0) <= j->first_packet;
+}
+
 // Decode until the window is full or the source ends. ret_late: the first frame lies behind the
 // window's beginning, so decoding should have started earlier.
 static enum status decode(struct audio_job *j, bool last_try, bool *ret_late, struct err *err)
@@ -228,7 +241,7 @@ static enum status decode(struct audio_job *j, bool last_try, bool *ret_late, st
             av_packet_unref(pkt);
             return codec_error(j->in, r, "sound", err);
         }
-        if (!end && pkt->stream_index != j->stream) {
+        if (!end && (pkt->stream_index != j->stream || is_before_start(j, pkt))) {
             av_packet_unref(pkt);
             continue;
         }
@@ -266,9 +279,12 @@ static enum status fill_window(struct audio_job *j, struct err *err)
             continue;
         if (s != STATUS_OK)
             return s;
-        avcodec_flush_buffers(j->dec);
-        bool late;
-        s = decode(j, last, &late, err);
+        j->first_packet = ticks;
+        avcodec_free_context(&j->dec);
+        s = codec_decoder_open(j->in, j->stream, 1, &j->dec, err);
+        bool late = false;
+        if (s == STATUS_OK)
+            s = decode(j, last, &late, err);
         if (s != STATUS_OK)
             return s;
         if (!late)
@@ -458,7 +474,7 @@ static enum status set_up(struct audio_job *j, struct err *err)
     j->stereo[1] = mem_array(CONVERT_MAX, sizeof(float));
     if (!j->stereo[0] || !j->stereo[1])
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "sound: out of memory");
-    return codec_decoder_open(j->in, j->stream, 1, &j->dec, err);
+    return STATUS_OK;
 }
 
 enum status codec_encode_audio(struct codec_input *in, const struct media_plan *plan,
@@ -472,9 +488,9 @@ enum status codec_encode_audio(struct codec_input *in, const struct media_plan *
                           .total = task->n_segments,
                           .mix_format = -1};
     enum status s = set_up(&j, err);
+    uint32_t most = plan->source.audio_seek == MEDIA_SEEK_NONE ? GROUP_SEGMENTS : 1;
     for (uint32_t at = 0; at < task->n_segments && s == STATUS_OK;) {
-        uint32_t n =
-            task->n_segments - at < GROUP_SEGMENTS ? task->n_segments - at : GROUP_SEGMENTS;
+        uint32_t n = task->n_segments - at < most ? task->n_segments - at : most;
         s = encode_group(&j, task->first_segment + at, n, err);
         at += n;
     }

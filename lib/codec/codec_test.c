@@ -146,14 +146,23 @@ static void encode(const struct codec_source *src, const struct media_plan *p, e
 static void test_segments_have_the_same_bytes_alone_and_together(void **state)
 {
     (void)state;
-    static const char *const names[] = {"video/nasa_2video_2audio_2movtext.mp4",
-                                        "video/crowd_720x400_h264_5s.mp4"};
-    for (size_t f = 0; f < N_ELEMENTS(names); f++) {
+    static const struct {
+        const char *name;
+        enum media_kind from;
+    } rows[] = {
+        {"video/nasa_2video_2audio_2movtext.mp4", MEDIA_VIDEO},
+        {"video/crowd_720x400_h264_5s.mp4", MEDIA_VIDEO},
+        // Their decoders carry something from packet to packet: dither, the noise of HE-AAC.
+        {"video/underwater_640x480_mjpeg_mp2.mov", MEDIA_AUDIO},
+        {"audio/blits_51_heaac_slideshow.mp4", MEDIA_AUDIO},
+        {"audio/score_31s.mp3", MEDIA_AUDIO},
+    };
+    for (size_t f = 0; f < N_ELEMENTS(rows); f++) {
         struct codec_source s;
-        if (!open_media(names[f], &s))
+        if (!open_media(rows[f].name, &s))
             skip();
         AUTO(media_plan_free_p) struct media_plan *p = probe(&s);
-        for (int kind = MEDIA_VIDEO; kind <= MEDIA_AUDIO; kind++) {
+        for (int kind = (int)rows[f].from; kind <= MEDIA_AUDIO; kind++) {
             const struct media_grid *g = media_plan_grid(p, kind);
             if (!g)
                 continue;
