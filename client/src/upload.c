@@ -212,6 +212,12 @@ static enum status send_round(struct upload *u, int64_t *ret_missing, struct err
     return m->missing_bytes ? send_batch(u, m, err) : STATUS_OK;
 }
 
+// An origin that is busy with others' uploads, or short of space, says so.
+static bool is_worth_waiting(enum status s)
+{
+    return client_is_transient(s) || s == STATUS_RESOURCE_EXHAUSTED;
+}
+
 static enum status send_all(struct upload *u, struct err *err)
 {
     int64_t stall_ms = u->o->stall_ms ? u->o->stall_ms : DEFAULT_STALL_MS;
@@ -230,7 +236,7 @@ static enum status send_all(struct upload *u, struct err *err)
             continue;
         if (s == STATUS_OK)
             return err_set(err, STATUS_UNAVAILABLE, "the server does not keep what it is sent");
-        if (!client_is_transient(s) || time_left_ms(give_up) == 0)
+        if (!is_worth_waiting(s) || time_left_ms(give_up) == 0)
             return s;
         s = client_backoff(u->cancel, n++, err);
         if (s != STATUS_OK)

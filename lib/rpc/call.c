@@ -424,6 +424,15 @@ int64_t rpc_call_deadline_us(const struct rpc_call *c)
     return c->deadline_us;
 }
 
+void rpc_call_limit(struct rpc_call *c, int64_t deadline_us)
+{
+    struct conn *conn = c->flow.conn;
+    conn_lock(conn);
+    c->flow.deadline_us = deadline_us < c->deadline_us ? deadline_us : c->deadline_us;
+    conn_want_tick(conn, c->flow.deadline_us);
+    conn_unlock(conn);
+}
+
 struct cancel *rpc_call_cancel(struct rpc_call *c)
 {
     struct conn *conn = c->flow.conn;

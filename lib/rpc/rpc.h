@@ -161,6 +161,9 @@ const char *rpc_call_idempotency_key(const struct rpc_call *c); // "" when none
 const char *rpc_call_route(const struct rpc_call *c);
 bool rpc_call_is_forwarded(const struct rpc_call *c);
 void rpc_call_retry_after(struct rpc_call *c, int64_t ms); // goes with a status other than OK
+// End the call as its deadline would, at the sooner of its deadline and deadline_us: for handlers
+// that wait for a client which names no deadline, or a far one. Asking again replaces deadline_us.
+void rpc_call_limit(struct rpc_call *c, int64_t deadline_us);
 
 // Streams. The handler's return value is the call's status; a written message is packed at once.
 // write blocks for credit; errors: CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (connection gone)

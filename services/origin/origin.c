@@ -98,6 +98,7 @@ static enum status start(struct svc *svc, const void *opts, void **ret_self, str
     o->timers = svc->timers;
     o->pool = svc->pool;
     o->collect_every_ms = oo->collect_every_ms;
+    origin_feeds_init(&o->feeds, (unsigned)svc->options->threads);
     st = crypto_init(err);
     if (st == STATUS_OK)
         st = open_store(o, oo, err);

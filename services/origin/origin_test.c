@@ -23,7 +23,7 @@
 #define ALICE "01890a5d-ac96-774b-bcce-b302099a8003"
 #define BOB "01890a5d-ac96-774b-bcce-b302099a8004"
 #define UPLOAD "01890a5d-ac96-774b-bcce-b302099a8011"
-enum { LEAF = OBJECT_LEAF_BYTES };
+enum { LEAF = OBJECT_LEAF_BYTES, THREADS = 4 };
 
 struct world {
     char dir[64];
@@ -166,12 +166,14 @@ static int setup(void **state)
                           .tokens = svc_tokens_new(w->nodes),
                           .identity = &w->server,
                           .trust = &w->trust,
-                          .pool = work_pool_new("origin", 4, 1000),
-                          .timers = work_timers_new()};
+                          .pool = work_pool_new("origin", THREADS, 1000),
+                          .timers = work_timers_new(),
+                          .options = &w->options.common};
     char data[128];
     snprintf(data, sizeof data, "%s/deep/data", w->dir);
     w->options = (struct origin_options){.kind = mem_strdup("video"),
                                          .data = mem_strdup(data),
+                                         .common.threads = THREADS,
                                          .grace_ms = 3600000,
                                          .upload_ttl_ms = 3600000,
                                          .collect_every_ms = 3600000};
@@ -718,6 +720,44 @@ static void test_object_that_the_owner_has_already_needs_no_bytes(void **state)
     file_done(&f);
 }
 
+// Users that send slowly keep nobody from reading, nor the services from their calls.
+static void test_slow_senders_leave_threads_for_others(void **state)
+{
+    struct world *w = *state;
+    enum { N = 12 };
+    struct file f;
+    file_init(&f, 40 * LEAF);
+    rpc_message_free(create(w, &f));
+    assert_int_equal(send_leaves(w, &w->alice, &f), STATUS_OK);
+    struct rpc_opts o = as(&w->alice);
+    o.deadline_us = time_deadline_in_ms(60000);
+    struct rpc_stream *slow[N] = {NULL};
+    int refused = 0;
+    for (int i = 0; i < N; i++) {
+        Origin__PutRequest m;
+        origin__put_request__init(&m);
+        m.upload_id = (char *)(uintptr_t)UPLOAD;
+        m.data = (ProtobufCBinaryData){LEAF, f.p};
+        assert_int_equal(origin_upload_put_open(w->user, &o, &slow[i], NULL), STATUS_OK);
+        enum status st = origin_upload_put_send(slow[i], &m, NULL);
+        assert_true(st == STATUS_OK || st == STATUS_RESOURCE_EXHAUSTED);
+    }
+    rpc_message_free(missing(w, &w->alice, STATUS_OK)); // a thread is there for this, and for
+    assert_int_equal(put_object(w->work, f.p, LEAF, f.digest, ITEM_2, NULL), STATUS_DATA_LOSS);
+    // Those that found no place were told so; the others are still there and can go on.
+    for (int i = N - 1; i >= 0; i--) {
+        AUTO(rpc_message_free_p) Origin__PutReply *r = NULL;
+        enum status st = origin_upload_put_finish(slow[i], &r, NULL);
+        assert_true(st == STATUS_OK || st == STATUS_RESOURCE_EXHAUSTED);
+        refused += st != STATUS_OK;
+        rpc_stream_free(slow[i]);
+    }
+    assert_in_range(refused, N - THREADS / 2, N - 1);
+    assert_int_equal(send_range(w, &w->alice, &f, 0, 40, false, NULL), STATUS_OK);
+    assert_int_equal(finish(w, &f), STATUS_OK);
+    file_done(&f);
+}
+
 static void test_uploads_are_their_owners(void **state)
 {
     struct world *w = *state;
@@ -895,6 +935,7 @@ int main(void)
         CASE(test_upload_is_sent_cut_resumed_and_finished),
         CASE(test_object_that_is_here_must_be_proven),
         CASE(test_object_that_the_owner_has_already_needs_no_bytes),
+        CASE(test_slow_senders_leave_threads_for_others),
         CASE(test_uploads_are_their_owners),
         CASE(test_dropped_upload_is_gone),
         CASE(test_pins_by_call),

@@ -39,17 +39,22 @@ static enum status create(struct rpc_call *call, const Origin__CreateRequest *re
     return STATUS_OK;
 }
 
-static enum status leaves(struct rpc_call *call, Origin__LeavesReply *ret, struct err *err)
+static enum status leaves_all(struct rpc_call *call, struct origin_feed *feed, struct err *err)
 {
-    (void)ret;
     AUTO(object_upload_free_p) struct object_upload *u = NULL;
     for (;;) {
         Origin__LeavesRequest *req;
         enum status st = origin_upload_leaves_read(call, &req, err);
         if (st == STATUS_OK && !req)
             break;
-        if (st == STATUS_OK && !u)
+        if (st == STATUS_OK && !u) {
             st = join(call, req->upload_id, &u, err);
+            struct object_upload_info info;
+            if (st == STATUS_OK) {
+                object_upload_info(u, &info);
+                origin_feed_expect(feed, object_n_leaves(info.size) * OBJECT_DIGEST_SIZE);
+            }
+        }
         if (st == STATUS_OK)
             st = object_upload_leaves_add(u, req->digests.data, req->digests.len, err);
         if (st != STATUS_OK)
@@ -57,6 +62,18 @@ static enum status leaves(struct rpc_call *call, Origin__LeavesReply *ret, struc
     }
     return u ? object_upload_leaves_end(u, err)
              : err_set(err, STATUS_INVALID_ARGUMENT, "upload: the first message names it");
+}
+
+static enum status leaves(struct rpc_call *call, Origin__LeavesReply *ret, struct err *err)
+{
+    (void)ret;
+    struct origin_feed feed;
+    enum status st = origin_feed_begin(rpc_call_self(call), call, &feed, err);
+    if (st != STATUS_OK)
+        return st;
+    st = leaves_all(call, &feed, err);
+    origin_feed_end(&feed);
+    return st;
 }
 
 static enum status missing(struct rpc_call *call, const Origin__MissingRequest *req,
@@ -112,7 +129,12 @@ static enum status put_all(struct rpc_call *call, struct object_upload **u, stru
 static enum status put(struct rpc_call *call, Origin__PutReply *ret, struct err *err)
 {
     AUTO(object_upload_free_p) struct object_upload *u = NULL;
-    enum status st = put_all(call, &u, err);
+    struct origin_feed feed;
+    enum status st = origin_feed_begin(rpc_call_self(call), call, &feed, err);
+    if (st != STATUS_OK)
+        return st;
+    st = put_all(call, &u, err);
+    origin_feed_end(&feed);
     if (!u)
         return st != STATUS_OK
                    ? st
