@@ -1,16 +1,27 @@
-// Keeps nng's listeners alive.
+// Cures of two defects of nng 1.5.2 from outside: calls that nng makes through the dynamic linker
+// are answered here, since the linker prefers the program's functions to those of libraries.
 //
-// nng 1.5.2 passes an error of the SP header's exchange on to the accept that waits on the
-// listener, and takes NNG_ECLOSED there for its own end: it never accepts again. EPIPE becomes
-// NNG_ECLOSED. So whoever connects and leaves before the eight bytes were written ends a listener
-// for good (seen: a handful of connects that close at once, over ipc and tcp). ECONNRESET is what
-// such a peer amounts to, and nng goes on accepting after it.
+// A listener that ends. nng passes an error of the SP header's exchange on to the accept that waits
+// on the listener, and takes NNG_ECLOSED there for its own end: it never accepts again. EPIPE
+// becomes NNG_ECLOSED. So whoever connects and leaves before the eight bytes were written ends a
+// listener for good (seen: a handful of connects that close at once, over ipc and tcp). ECONNRESET
+// is what such a peer amounts to, and nng goes on accepting after it. Only a failed write of an SP
+// header is touched.
 //
-// nng offers no way to change that, so its one call that can meet the error is answered here: the
-// dynamic linker prefers the program's sendmsg() to libc's. Only a failed write of an SP header is
-// touched.
+// A reaper that hangs. nng's tcp and ipc read and write a message in steps: each step's callback
+// starts the next with nng_stream_recv() or nng_stream_send(). A pipe closed between two steps has
+// stopped the aio; starting it then fails with NNG_ECANCELED and without calling back, though the
+// callback is what ends the protocol's own operation. The reaper waits for that operation for ever,
+// and with it every other pipe of the process (seen: once in about ten connections closed amid a
+// stream). So an operation that did not start is finished here, and the callback comes.
+//   Why reading the result is enough: nng makes these calls with a lock held that the callback
+//   takes
+// first, so no later step can have changed it; and NNG_ECANCELED comes from nothing else, since nng
+// closes these aios (NNG_ECLOSED) before it stops them.
 #include <dlfcn.h>
 #include <errno.h>
+#include <nng/nng.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -33,9 +44,50 @@ __attribute__((visibility("default"))) ssize_t sendmsg(int fd, const struct msgh
     return n;
 }
 
+static void (*real_recv)(nng_stream *, nng_aio *);
+static void (*real_send)(nng_stream *, nng_aio *);
+
+static void find_real(void)
+{
+    *(void **)&real_recv = dlsym(RTLD_NEXT, "nng_stream_recv"); // POSIX's way around ISO C's types
+    *(void **)&real_send = dlsym(RTLD_NEXT, "nng_stream_send");
+}
+
+static void finish_unstarted(nng_aio *aio)
+{
+    if (nng_aio_result(aio) == NNG_ECANCELED)
+        nng_aio_finish(aio, NNG_ECLOSED);
+}
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+__attribute__((visibility("default"))) void nng_stream_recv(nng_stream *s, nng_aio *aio)
+{
+    pthread_once(&once, find_real);
+    real_recv(s, aio);
+    finish_unstarted(aio);
+}
+
+__attribute__((visibility("default"))) void nng_stream_send(nng_stream *s, nng_aio *aio)
+{
+    pthread_once(&once, find_real);
+    real_send(s, aio);
+    finish_unstarted(aio);
+}
+
+static void *dlsym_own(void (*fn)(nng_stream *, nng_aio *))
+{
+    void *p;
+    memcpy(&p, &fn, sizeof p);
+    return p;
+}
+
 bool nng_guard_is_active(void)
 {
     // Through the dynamic linker, as nng calls it.
+    if (dlsym(RTLD_DEFAULT, "nng_stream_recv") != dlsym_own(nng_stream_recv) ||
+        dlsym(RTLD_DEFAULT, "nng_stream_send") != dlsym_own(nng_stream_send))
+        return false;
     uint8_t header[] = {0, 'S', 'P', 0, 0, 0, 0, 0};
     int fds[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0)

@@ -295,9 +295,11 @@ static enum status t_listen(const char *url, const struct transport_events *ev, 
                             struct err *err)
 {
     if (!str_starts_with(url, "inproc:") && !nng_guard_is_active())
-        return err_set(err, STATUS_INTERNAL,
-                       "listen on %s: this program's sendmsg() does not reach nng; see nng_guard.c",
-                       url);
+        return err_set(
+            err, STATUS_INTERNAL,
+            "listen on %s: nng does not reach this program's sendmsg() and nng_stream_recv(); "
+            "see nng_guard.c",
+            url);
     struct transport *t = t_new(ev, ud);
     if (!t)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "listen on %s: out of memory", url);
