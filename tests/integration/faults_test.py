@@ -34,9 +34,10 @@ class Faults(PlatformTest):
         item = self.upload("seller", self.film, "--title", "Killed")["item_id"]
         mine = lambda e: item in (e.get("subject"), e["data"].get("item_id"))
         e = self.until(tail, lambda e: mine(e) and e["kind"] == "task.progress" and e["data"].get("stage") == "encode")
-        self.kill(e["data"]["worker"])
+        worker = next(t["worker"] for t in self.ctl("seller", "job", "show", item)["taskList"] if t["state"] == "leased")
+        self.kill(worker)
         end = self.until(tail, lambda e: mine(e) and e["kind"] in ("job.done", "job.failed"))
-        self.plat.start_node(e["data"]["worker"])
+        self.plat.start_node(worker)
         self.assertEqual(end["kind"], "job.done")
         self.assertEqual(self.digests(item), want)
 
