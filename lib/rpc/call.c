@@ -255,40 +255,52 @@ static void run_writable(void *ud)
     struct rpc_call *c = ud;
     struct conn *conn = c->flow.conn;
     conn_lock(conn);
+    c->writable_queued = false;
     for (;;) {
         void (*fn)(void *) = c->finished ? NULL : c->writable;
         void *fn_ud = c->writable_ud;
-        if (!fn || !c->writable_again)
+        if (!fn || !c->writable_again || c->writable_running)
             break;
         c->writable_again = false;
+        c->writable_running = true;
         c->writable_thread = pthread_self();
         conn_unlock(conn);
         fn(fn_ud);
         conn_lock(conn);
+        c->writable_running = false;
     }
-    c->writable_running = false;
     flow_post(&c->flow, 0); // wakes rpc_call_finish()
     conn_unlock(conn);
     call_unref(c);
+}
+
+void call_submit_writable(struct rpc_call *c)
+{
+    if (work_pool_submit(c->server->o.pool, run_writable, c))
+        return;
+    struct conn *conn = c->flow.conn;
+    conn_lock(conn);
+    bool wanted = c->writable && !c->finished;
+    c->writable_queued = wanted;
+    conn_unlock(conn);
+    if (wanted)
+        server_call_late(c->server, c); // the pool is full: nobody else would wake it again
+    else
+        call_unref(c);
 }
 
 static void schedule_writable(struct rpc_call *c)
 {
     struct conn *conn = c->flow.conn;
     conn_lock(conn);
-    bool go = c->writable && !c->finished && !c->writable_running;
+    bool go = c->writable && !c->finished && !c->writable_running && !c->writable_queued;
     c->writable_again = true;
-    c->writable_running |= go;
+    c->writable_queued |= go;
     conn_unlock(conn);
     if (!go)
         return;
     call_ref(c);
-    if (work_pool_submit(c->server->o.pool, run_writable, c))
-        return;
-    conn_lock(conn);
-    c->writable_running = false;
-    conn_unlock(conn);
-    call_unref(c);
+    call_submit_writable(c);
 }
 
 static void fire_cancel(struct rpc_call *c)

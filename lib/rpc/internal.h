@@ -77,12 +77,15 @@ struct rpc_server {
     struct token_cache *tokens;
     struct work_pool *io;
     struct clock *clock;
-    unsigned n_live; // rpc_call objects
+    struct list late_calls; // whose on_writable waits for room in the pool; each a reference
+    unsigned n_live;        // rpc_call objects
     struct rpc_server_stats stats;
 };
 extern const struct conn_owner server_conn_owner;
 struct method_entry *server_method(struct rpc_server *s, const char *name);
 void server_call_gone(struct rpc_server *s); // a live call object less
+// Its call_submit_writable() comes again in a moment; takes over a reference.
+void server_call_late(struct rpc_server *s, struct rpc_call *c);
 unsigned server_max_calls(const struct rpc_server *s, const struct conn *c);
 
 // ---------------------------------------------------------------- call.c
@@ -105,7 +108,8 @@ struct rpc_call {
     // on_writable; conn's lock
     void (*writable)(void *ud);
     void *writable_ud;
-    bool writable_running, writable_again;
+    bool writable_queued, writable_running, writable_again;
+    struct list late; // server's late_calls
     pthread_t writable_thread;
     struct proxy *proxy; // set for forwarded calls from the start
 };
@@ -116,6 +120,7 @@ enum status call_authorise(struct rpc_call *c, struct err *err) MUST_CHECK;
 // Ends the call towards its caller; with a status other than OK there is no reply.
 void call_answer(struct rpc_call *c, enum status s, const ProtobufCMessage *reply,
                  const struct err *err);
+void call_submit_writable(struct rpc_call *c); // consumes a reference
 struct rpc_call *call_ref(struct rpc_call *c);
 void call_unref(struct rpc_call *c);
 

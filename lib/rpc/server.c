@@ -21,6 +21,7 @@
 #define HALF_OPEN_MAX 4096
 #define PUBLIC_MIN_FILES 16384
 #define INBOX_ROUND 16
+#define LATE_US 5000  // until a full pool is tried again
 #define GOODBYE_MS 50 // for peers to take note when there is no grace
 
 // ---------------------------------------------------------------- methods
@@ -402,10 +403,39 @@ static struct conn **snapshot(struct rpc_server *s, size_t *ret_n)
     return all;
 }
 
+void server_call_late(struct rpc_server *s, struct rpc_call *c)
+{
+    pthread_mutex_lock(&s->lock);
+    list_push_back(&s->late_calls, &c->late);
+    pthread_mutex_unlock(&s->lock);
+    clock_wake_at(s->clock, time_mono_us() + LATE_US);
+}
+
+static void submit_late(struct rpc_server *s)
+{
+    struct list late;
+    list_init(&late);
+    pthread_mutex_lock(&s->lock);
+    while (!list_is_empty(&s->late_calls))
+        list_push_back(&late, list_pop_front(&s->late_calls));
+    pthread_mutex_unlock(&s->lock);
+    while (!list_is_empty(&late))
+        call_submit_writable(list_entry(list_pop_front(&late), struct rpc_call, late));
+}
+
+static int64_t next_late(struct rpc_server *s, int64_t now_us)
+{
+    pthread_mutex_lock(&s->lock);
+    int64_t at = list_is_empty(&s->late_calls) ? TIME_NEVER : now_us + LATE_US;
+    pthread_mutex_unlock(&s->lock);
+    return at;
+}
+
 static int64_t on_tick(void *ud, int64_t now_us)
 {
     struct rpc_server *s = ud;
-    int64_t next = TIME_NEVER;
+    submit_late(s);
+    int64_t next = next_late(s, now_us);
     size_t n;
     struct conn **all = snapshot(s, &n);
     if (!all)
@@ -444,6 +474,7 @@ struct rpc_server *rpc_server_new(const struct rpc_server_opts *o, struct err *e
     pthread_condattr_destroy(&attr);
     list_init(&s->half_open);
     list_init(&s->conns);
+    list_init(&s->late_calls);
     s->max_half_open = HALF_OPEN_MAX;
     s->tokens = token_cache_new(o->verify, o->verify_ud);
     s->io = work_pool_new("rpc-io", o->n_io_threads ? o->n_io_threads : DEFAULT_IO_THREADS, 65536);

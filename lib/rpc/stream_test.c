@@ -351,6 +351,66 @@ static void test_gateway_reports_a_lost_service(void **state)
     gateway_done(&g);
 }
 
+struct gate {
+    pthread_mutex_t lock;
+    pthread_cond_t cond;
+    bool is_open;
+    _Atomic int n_entered, n_left;
+};
+
+static void pass_gate(void *ud)
+{
+    struct gate *g = ud;
+    g->n_entered++;
+    pthread_mutex_lock(&g->lock);
+    while (!g->is_open)
+        pthread_cond_wait(&g->cond, &g->lock);
+    pthread_mutex_unlock(&g->lock);
+    g->n_left++;
+}
+
+static void echo_inline(struct rpc_client *c)
+{
+    Note req, *reply = NULL;
+    struct err err = ERR_INIT;
+    note_init(&req);
+    assert_int_equal(call_note(c, ECHO_INLINE, NULL, &req, &reply, &err), STATUS_OK);
+    rpc_message_free(&reply->base);
+}
+
+// Credit comes while the pool takes no more tasks: the writer is woken when it does again.
+static void test_a_full_pool_delays_a_deferred_writer_only(void **state)
+{
+    (void)state;
+    struct world w;
+    struct gate g = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
+    world_init(&w);
+    work_pool_free(w.pool);
+    w.pool = work_pool_new("one", 1, 1);
+    assert_non_null(w.pool);
+    world_serve(&w, "tcp://127.0.0.1:0", false);
+    struct rpc_client *c = world_client(&w);
+    struct rpc_stream *st = open_stream(c, TICKER, 300, 0);
+    expect_numbers(st, 0, 1);
+    echo_inline(c); // by now the writer rests
+    // One task holds the only thread; another fills the queue unless the writer's wake-up does.
+    while (!work_pool_submit(w.pool, pass_gate, &g)) {
+    }
+    assert_true(wait_for_count(&g.n_entered, 1));
+    int n_gates = 1 + work_pool_submit(w.pool, pass_gate, &g);
+    expect_numbers(st, 1, 50);
+    echo_inline(c); // the server has the credit once it answers what came after it
+    pthread_mutex_lock(&g.lock);
+    g.is_open = true;
+    pthread_cond_broadcast(&g.cond);
+    pthread_mutex_unlock(&g.lock);
+    expect_numbers(st, 50, 300);
+    expect_end(st);
+    assert_true(wait_for_count(&g.n_left, n_gates));
+    rpc_client_free(c);
+    world_done(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -361,6 +421,7 @@ int main(void)
         cmocka_unit_test(test_gateway_passes_status_token_and_no_node_role),
         cmocka_unit_test(test_gateway_cancels_upstream_when_the_client_goes),
         cmocka_unit_test(test_gateway_reports_a_lost_service),
+        cmocka_unit_test(test_a_full_pool_delays_a_deferred_writer_only),
     };
     return cmocka_run_group_tests(tests, NULL, group_done);
 }
