@@ -227,6 +227,9 @@ struct rpc_opts {
     bool fail_fast;              // do not wait for a connection
     unsigned max_attempts; // 0 = 3 for idempotent methods, else 1; only UNAVAILABLE is retried
     int64_t *ret_retry_after_ms; // rpc_unary(): set when it fails and the server said when to retry
+    // A service asks for somebody else (whose token it shows, if any): its own role must not count,
+    // as with a forwarded call.
+    bool on_behalf;
 };
 
 // Untyped calls: the generated stubs are thin wrappers of these. *ret is freed with

@@ -90,6 +90,7 @@ void call_spec_init(struct call_spec *spec, const struct rpc_method *m, const st
     spec->token = o->token && o->token[0] ? o->token : NULL;
     spec->route = o->route;
     spec->key = o->idempotency_key;
+    spec->forwarded = o->on_behalf;
     if (o->deadline_us)
         spec->deadline_us = o->deadline_us;
 }

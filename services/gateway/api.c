@@ -128,6 +128,7 @@ void gateway_api_handle(struct http_request *r, void *gateway)
         .idempotency_key = http_request_header(r, "Idempotency-Key"),
         .deadline_us = time_deadline_in_ms(CALL_MS),
         .cancel = g->stopping,
+        .on_behalf = true, // a stranger without a token is not the gateway
     };
     rpc_unary_async(client, b->method, &o, request, on_reply, c);
 }

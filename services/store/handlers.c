@@ -11,7 +11,8 @@ static struct store_call begin(struct rpc_call *call)
         .store = rpc_call_self(call),
         .arena = rpc_call_arena(call),
         .user = u,
-        .is_node = !u && p && p->has_grant && !rpc_call_is_forwarded(call),
+        .is_node = !u && p && p->has_grant && !rpc_call_is_forwarded(call) && p->grant.role < 32 &&
+                   1U << p->grant.role == ROLE_NODE_ORCHESTRATOR,
     };
 }
 

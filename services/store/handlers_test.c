@@ -134,6 +134,13 @@ static void test_owner_edits_and_publishes(void **state)
     char text[] = "described";
     g.item_id = e.item_id = p.item_id = item_id;
     assert_int_equal(store_catalog_get(rig.client, &anon, &g, &hidden, &err), STATUS_NOT_FOUND);
+    anon.on_behalf = true; // a service that asks for a stranger is one
+    assert_int_equal(store_catalog_get(rig.node, &anon, &g, &hidden, &err), STATUS_NOT_FOUND);
+    Store__ListItemsRequest all = STORE__LIST_ITEMS_REQUEST__INIT;
+    AUTO(rpc_message_free_p) Store__ListItemsReply *list = NULL;
+    must(store_catalog_list(rig.node, &anon, &all, &list, &err), &err);
+    assert_int_equal(list->n_items, 0);
+    anon = with(NULL);
     e.description = text; // the title is absent and stays
     must(store_catalog_edit(rig.client, &o, &e, &edited, &err), &err);
     assert_string_equal(edited->title, "Film");

@@ -63,7 +63,7 @@ struct store_call {
     struct store *store;
     struct arena *arena;
     const struct rpc_user *user; // NULL: a node by itself, or nobody
-    bool is_node;                // a node by itself: sees everything
+    bool is_node;                // the orchestrator by itself: sees everything
 };
 
 // ---- helpers (util.c) ----
