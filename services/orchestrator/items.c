@@ -295,8 +295,11 @@ static enum status refresh(struct items *c, struct entry *e, struct err *err)
     pthread_mutex_lock(&c->lock);
     e->n_readers--;
     if (s == STATUS_OK) {
-        // Somebody else may have merged, or dropped, what this read was based on.
-        if (!it.plan && have_plan && !e->item.plan)
+        // A plan does not change: with the one that is there now, its segments stay too.
+        if (it.plan && e->item.plan)
+            item_done(&it);
+        // Somebody else may have dropped what this read was based on.
+        if (have_plan && (!e->item.plan || e->last_output < after))
             s = err_set(err, STATUS_UNAVAILABLE, "item %s is changing: try again", e->id);
         else
             s = merge_item(e, &it, err);

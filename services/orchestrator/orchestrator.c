@@ -127,6 +127,7 @@ enum status orch_serve(struct orch *o, struct rpc_server *server, struct err *er
 void orch_drain(struct orch *o)
 {
     hub_close(o->hub);
+    event_log_close(o->events);
 }
 
 void orch_free(struct orch *o)

@@ -202,7 +202,8 @@ enum status session_login(struct session *s, const char *name, const char *passw
     struct session_account a;
     char hash[CRYPTO_PW_SIZE], new_hash[CRYPTO_PW_SIZE];
     bool found = false, ok = false;
-    if (!is_name(name)) // public knowledge that no such account can exist
+    // Public knowledge that no such account, or password, can exist.
+    if (!is_name(name) || strlen(password) > PASSWORD_MAX)
         return wrong(err);
     if (strlen(device) > SESSION_DEVICE_MAX)
         return err_set(err, STATUS_INVALID_ARGUMENT, "device name is longer than %d bytes",
@@ -268,6 +269,8 @@ enum status session_change_password(struct session *s, const struct session_acco
     char hash[CRYPTO_PW_SIZE], new_hash[CRYPTO_PW_SIZE];
     bool found = false, ok = false;
     enum status st = check_password_form(new_password, err);
+    if (st == STATUS_OK && strlen(old_password) > PASSWORD_MAX)
+        st = wrong(err);
     if (st == STATUS_OK)
         st = check_throttle(s, a->name, err);
     if (st == STATUS_OK)
