@@ -9,6 +9,7 @@
 #define MAX_CLIENTS 1024 // leases name origins: a confused peer must not fill memory with them
 #define MAX_ENDPOINTS 64
 #define N_CALLBACK_THREADS 2
+#define GATEWAY_CONNECT_MS 1000 // people wait: a service that is away is said to be so soon
 
 struct entry {
     struct list link;
@@ -100,6 +101,9 @@ static struct entry *entry_new(struct svc_clients *c, unsigned role, const char 
         .endpoints = endpoints,
         .n_endpoints = n,
         .pool = c->pool,
+        .connect_timeout_ms = c->svc->self && c->svc->self->role == ROLE_NODE_GATEWAY
+                                  ? GATEWAY_CONNECT_MS
+                                  : 0,
     };
     list_init(&e->link);
     e->role = role;

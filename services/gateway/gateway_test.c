@@ -162,7 +162,8 @@ static enum status fake_read(struct rpc_call *c, const Origin__ReadRequest *req,
 static enum status fake_list(struct rpc_call *c, const Store__ListItemsRequest *req,
                              Store__ListItemsReply *ret, struct err *err)
 {
-    (void)err;
+    if (!rpc_call_is_forwarded(c)) // the gateway's own role must not count
+        return err_set(err, STATUS_PERMISSION_DENIED, "asked in the gateway's own name");
     ret->next_page =
         arena_printf(rpc_call_arena(c), "%s/%d/%s", req->kind, req->page ? req->page->size : 0,
                      rpc_call_user(c) ? rpc_call_user(c)->name : "nobody");
@@ -641,6 +642,49 @@ static void test_hls_late_and_damaged_segments(void **state)
     assert_int_equal(s.objects, 0);
 }
 
+static struct rpc_client *connect_as_app(void)
+{
+    char url[2 * RPC_URL_SIZE];
+    struct rpc_endpoint e = {.url = url};
+    size_t n;
+    assert_true(str_starts_with(w.rpc, "cauce://"));
+    assert_true(str_copy(url, sizeof url, "tcp://"));
+    assert_true(str_copy(url + strlen("tcp://"), sizeof url - strlen("tcp://"),
+                         w.rpc + strlen("cauce://")));
+    char *hash = strchr(url, '#');
+    assert_true(str_unb64(e.key, 32, hash + 1, strlen(hash + 1), &n) && n == 32);
+    *hash = '\0';
+    struct rpc_client_opts o = {.endpoints = &e, .n_endpoints = 1};
+    struct rpc_client *c = rpc_client_new(&o, NULL);
+    assert_non_null(c);
+    return c;
+}
+
+// An origin that is gone is said to be so soon: over HTTP, and to apps.
+static void test_dead_origin_is_unavailable_soon(void **state)
+{
+    (void)state;
+    expect("GET", hls("a128/0.m4s"), NULL, "", NULL, 200, NULL);
+    stop(&w.origin);
+    int64_t began = time_mono_ms();
+    expect("GET", hls("a128/1.m4s"), NULL, "", NULL, 503, "Retry-After: 2\r\n");
+    AUTO(rpc_client_free_p) struct rpc_client *c = connect_as_app();
+    const struct rpc_opts o = {.token = buf_str(&w.access),
+                               .route = "video-1",
+                               .deadline_us = time_deadline_in_ms(20000)};
+    Origin__ReadRequest read;
+    origin__read_request__init(&read);
+    AUTO(rpc_stream_free_p) struct rpc_stream *stream = NULL;
+    AUTO(rpc_message_free_p) Origin__ReadReply *part = NULL;
+    struct err err = ERR_INIT;
+    enum status s = origin_object_read_open(c, &o, &read, &stream, &err);
+    if (s == STATUS_OK)
+        s = origin_object_read_recv(stream, &part, &err);
+    assert_int_equal(s, STATUS_UNAVAILABLE);
+    assert_true(time_mono_ms() - began < 4500); // not the 5 s that services give each other
+    expect("GET", hls("a128/0.m4s"), NULL, "", NULL, 200, NULL); // what is here plays on
+}
+
 static void *ask_segment(void *ud)
 {
     (void)ud;
@@ -757,24 +801,6 @@ static void test_pages_and_probes(void **state)
 
 // ---------------------------------------------------------------- RPC entry
 
-static struct rpc_client *connect_as_app(void)
-{
-    char url[2 * RPC_URL_SIZE];
-    struct rpc_endpoint e = {.url = url};
-    size_t n;
-    assert_true(str_starts_with(w.rpc, "cauce://"));
-    assert_true(str_copy(url, sizeof url, "tcp://"));
-    assert_true(str_copy(url + strlen("tcp://"), sizeof url - strlen("tcp://"),
-                         w.rpc + strlen("cauce://")));
-    char *hash = strchr(url, '#');
-    assert_true(str_unb64(e.key, 32, hash + 1, strlen(hash + 1), &n) && n == 32);
-    *hash = '\0';
-    struct rpc_client_opts o = {.endpoints = &e, .n_endpoints = 1};
-    struct rpc_client *c = rpc_client_new(&o, NULL);
-    assert_non_null(c);
-    return c;
-}
-
 static void test_rpc_calls_are_forwarded_to_their_owner(void **state)
 {
     (void)state;
@@ -850,6 +876,7 @@ int main(int argc, char **argv)
         WORLD(test_unknown_addresses_are_not_found),
         WORLD(test_hls_plays_and_caches),
         WORLD(test_hls_late_and_damaged_segments),
+        WORLD(test_dead_origin_is_unavailable_soon),
         WORLD(test_hls_requests_for_one_segment_share_one_fetch),
         WORLD(test_stop_ends_who_waits_for_a_segment),
         WORLD(test_file_direct_play_with_ranges),

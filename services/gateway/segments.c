@@ -11,7 +11,7 @@
 #include "gateway/internal.h"
 #include "media/cmaf.h"
 
-enum { READ_MS = 20000, READ_TRIES = 2, LOCATE_MARGIN_MS = 2000 };
+enum { READ_MS = 20000, RETRY_WITHIN_MS = 500, LOCATE_MARGIN_MS = 2000 };
 
 struct segment {
     struct edge_object base;
@@ -88,8 +88,10 @@ enum status gateway_read_object(struct gateway *g, const char *route,
                                 const uint8_t digest[OBJECT_DIGEST_SIZE], int64_t offset, size_t n,
                                 uint8_t *ret_bytes, struct err *err)
 {
-    enum status s = STATUS_UNAVAILABLE;
-    for (int i = 0; i < READ_TRIES && s == STATUS_UNAVAILABLE; i++)
+    // A connection that was cut deserves another try; an origin that was waited for does not.
+    int64_t no_more_us = time_deadline_in_ms(RETRY_WITHIN_MS);
+    enum status s = read_once(g, route, digest, offset, n, ret_bytes, err);
+    if (s == STATUS_UNAVAILABLE && time_left_ms(no_more_us) > 0)
         s = read_once(g, route, digest, offset, n, ret_bytes, err);
     return s;
 }
