@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -114,7 +115,6 @@ class Demo:
 
     def wait_event(self, kind):
         """Reads events of our item until the wanted one; the timer ends a wait that would never end."""
-        import threading
         timer = threading.Timer(COMPLETE_S, self.follow.kill)
         timer.start()
         try:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import unittest
 
 from platform_fixture import BIN, PASSWORD, SOURCE, main, make_film
@@ -20,7 +21,9 @@ class Engine:
     def __init__(self):
         self.process = None
         self.dir = None
-        self.env = dict(os.environ, DOCKER_BUILDKIT="1", COMPOSE_DOCKER_CLI_BUILD="1")
+        # BuildKit skips the stages that are not asked for; Debian's own client has it built in.
+        self.env = dict(os.environ, DOCKER_BUILDKIT="1", COMPOSE_DOCKER_CLI_BUILD="1",
+                        PATH="/usr/bin:" + os.environ["PATH"])
         if subprocess.run(["docker", "info"], env=self.env, capture_output=True).returncode == 0:
             return
         self.dir = tempfile.mkdtemp(prefix="cauce-docker-")
@@ -38,14 +41,17 @@ class Engine:
                 subprocess.run(["docker", "info"], env=self.env, capture_output=True).returncode:
             self.close()
             raise unittest.SkipTest("no Docker engine can be started here")
-        # Its chatter must not fill the pipe.
-        import threading
-        threading.Thread(target=lambda: shutil.copyfileobj(self.process.stderr, open(os.devnull, "w")), daemon=True).start()
+        threading.Thread(target=self.drain, daemon=True).start()
+
+    def drain(self):
+        for _ in self.process.stderr:  # its chatter must not fill the pipe
+            pass
 
     def close(self):
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(60)
+            self.process.stderr.close()
         if self.dir:
             self.log.close()
             subprocess.run(["sh", "-c", f"umount -R {self.dir}/* 2>/dev/null; true"])
@@ -100,10 +106,11 @@ class Containers(unittest.TestCase):
         root = os.path.join(cls.dir, "root")
         mirror = []
         for f in glob.glob("/etc/apt/sources.list.d/*.sources") + glob.glob("/etc/apt/sources.list"):
-            for line in open(f):
-                words = line.split()
-                if words and words[0] in ("URIs:", "deb") and "security" not in line:
-                    mirror.append(next(w for w in words[1:] if "://" in w))
+            with open(f) as sources:
+                for line in sources:
+                    words = line.split()
+                    if words and words[0] in ("URIs:", "deb") and "security" not in line:
+                        mirror.append(next(w for w in words[1:] if "://" in w))
         p = subprocess.run(["debootstrap", "--variant=minbase", "--include=" + ",".join(packages), "bookworm", root]
                            + mirror[:1], capture_output=True, text=True, timeout=900)
         if p.returncode:
@@ -117,7 +124,6 @@ class Containers(unittest.TestCase):
 
     def wait_ready(self):
         """`docker events` tells of each health change; nothing is polled."""
-        import threading
         p = subprocess.Popen(["docker", "events", "--since", "10m", "--filter", "event=health_status",
                               "--format", "{{.Actor.Attributes.name}} {{.Status}}"], env=self.engine.env,
                              stdout=subprocess.PIPE, text=True)

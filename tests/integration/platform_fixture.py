@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import unittest
 import urllib.error
 import urllib.parse
@@ -136,7 +137,6 @@ class PlatformTest(unittest.TestCase):
     @staticmethod
     def until(tail, match, timeout=180):
         """Events as they come until match(event) is true; fails when the time is over."""
-        import threading
         timer = threading.Timer(timeout, tail.kill)
         timer.start()
         seen = []
