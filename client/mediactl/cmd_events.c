@@ -8,13 +8,14 @@
 
 enum { FOLLOW_MS = 10 * 60 * 1000 };
 
-static enum status print_event(struct ctl *k, const Event__EventRecord *e)
+static enum status print_event(struct ctl *k, Event__EventRecord *e)
 {
     if (ctl_has(k, OPT_JSON)) {
         enum status s = ctl_print_message(k, &e->base);
         fflush(stdout);
         return s;
     }
+    ctl_tidy(&e->base);
     char when[TIME_RFC3339_SIZE] = "-";
     if (e->time)
         time_rfc3339(when, e->time->seconds * 1000 + e->time->nanos / 1000000);

@@ -11,6 +11,7 @@
 #include "base/time.h"
 #include "cauce/cauce.h"
 #include "client/src/call.h"
+#include "tidy.h"
 
 // Options: one number each; the rows are in options.c.
 enum option {
@@ -152,7 +153,7 @@ void progress_init(struct progress *p, const struct ctl *k, const char *what);
 int progress_update(const cauce_progress *now, void *ud); // a cauce_progress_fn
 void progress_end(struct progress *p);
 
-// ---- calls ----
+// ---- calls: texts of a reply are fit for a terminal unless JSON is wanted ----
 #define CTL_CALL(k, stub, route, req, ret)                                                         \
     __extension__({                                                                                \
         struct client_try try_;                                                                    \
@@ -161,5 +162,7 @@ void progress_end(struct progress *p);
         if (ctl_s_ == STATUS_OK)                                                                   \
             ctl_s_ = CLIENT_CALL(                                                                  \
                 &try_, stub(client_rpc((k)->c), &try_.opts, (req), (ret), &(k)->err), &(k)->err);  \
+        if (ctl_s_ == STATUS_OK && !ctl_has((k), OPT_JSON))                                        \
+            ctl_tidy(&(*(ret))->base);                                                             \
         ctl_s_;                                                                                    \
     })
