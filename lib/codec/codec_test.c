@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "base/mem.h"
+#include "codec/internal.h"
 
 static bool open_media(const char *name, struct codec_source *s)
 {
@@ -221,6 +222,63 @@ static void test_unusual_pictures_encode_onto_their_grid(void **state)
     }
 }
 
+// ---- pictures ----
+
+enum { SIDE = 64 };
+
+// A frame of 8 or 10 bits whose odd lines are `odd` and whose even lines are `even` (of 255).
+static AVFrame *lines(enum AVPixelFormat format, int even, int odd, bool interlaced)
+{
+    AVFrame *f = av_frame_alloc();
+    assert_non_null(f);
+    f->format = format;
+    f->width = f->height = SIDE;
+    f->interlaced_frame = interlaced;
+    assert_int_equal(av_frame_get_buffer(f, 0), 0);
+    for (int p = 0; p < 3; p++) {
+        for (int y = 0; y < SIDE >> (p > 0); y++) {
+            int v = p > 0 ? 128 : y % 2 ? odd : even;
+            uint8_t *to = f->data[p] + (ptrdiff_t)y * f->linesize[p];
+            for (int x = 0; x < SIDE >> (p > 0); x++)
+                if (format == AV_PIX_FMT_YUV420P)
+                    to[x] = (uint8_t)v;
+                else
+                    ((uint16_t *)(void *)to)[x] = (uint16_t)(v * 4);
+        }
+    }
+    return f;
+}
+
+// Most that two lines in the middle of the scaled picture differ by.
+static int contrast(AVFrame *in)
+{
+    AUTO(codec_scaler_free_p) struct codec_scaler *s = codec_scaler_new(SIDE, SIDE, 0);
+    AVFrame *out = NULL;
+    assert_non_null(s);
+    assert_int_equal(codec_scaler_run(s, in, &out, NULL), STATUS_OK);
+    int most = 0;
+    for (int y = 8; y < SIDE - 8; y++) {
+        const uint8_t *a = out->data[0] + (ptrdiff_t)y * out->linesize[0] + SIDE / 2;
+        int d = abs(a[0] - a[out->linesize[0]]);
+        most = d > most ? d : most;
+    }
+    av_frame_free(&out);
+    av_frame_free(&in);
+    return most;
+}
+
+static void test_combs_of_interlaced_frames_are_blended(void **state)
+{
+    (void)state;
+    static const enum AVPixelFormat formats[] = {AV_PIX_FMT_YUV420P, AV_PIX_FMT_YUV420P10};
+    for (size_t i = 0; i < N_ELEMENTS(formats); i++) {
+        assert_true(contrast(lines(formats[i], 60, 180, true)) <= 2);
+        // What is not said to be interlaced, and what differs little, stays.
+        assert_true(contrast(lines(formats[i], 60, 180, false)) >= 110);
+        assert_true(contrast(lines(formats[i], 100, 108, true)) >= 6);
+    }
+}
+
 static void test_tasks_that_do_not_fit_the_plan_are_refused(void **state)
 {
     (void)state;
@@ -257,6 +315,7 @@ int main(void)
         cmocka_unit_test(test_segments_have_the_same_bytes_alone_and_together),
         cmocka_unit_test(test_lossless_sound_in_two_containers_gives_equal_segments),
         cmocka_unit_test(test_unusual_pictures_encode_onto_their_grid),
+        cmocka_unit_test(test_combs_of_interlaced_frames_are_blended),
         cmocka_unit_test(test_tasks_that_do_not_fit_the_plan_are_refused),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);

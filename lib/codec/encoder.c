@@ -18,7 +18,7 @@
 
 const char *codec_build(void)
 {
-    return "cauce-codec 1, libavcodec " AV_STRINGIFY(LIBAVCODEC_VERSION);
+    return "cauce-codec 2, libavcodec " AV_STRINGIFY(LIBAVCODEC_VERSION);
 }
 
 const char *codec_cpu_class(void)
@@ -262,7 +262,7 @@ static void write_recipe(struct media_rendition *r)
         snprintf(
             r->recipe, sizeof(r->recipe),
             "libx264 preset=veryfast profile=%u level=%u crf=%u maxrate=%u bufsize=%u %s fps=%d/%d "
-            "color=%u/%u/%u scale=%ux%u from=%u bicubic+accurate_rnd+bitexact; %s",
+            "color=%u/%u/%u scale=%ux%u from=%u combs=10 bicubic+accurate_rnd+bitexact; %s",
             (unsigned)r->profile, (unsigned)r->level, (unsigned)r->crf, r->maxrate_bps,
             r->maxrate_bps, x264_params, r->frame_rate.num, r->frame_rate.den,
             (unsigned)r->color[0], (unsigned)r->color[1], (unsigned)r->color[2], r->width,

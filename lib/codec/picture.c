@@ -1,5 +1,7 @@
-// From a decoded frame to a rung's picture: one conversion with fixed flags (accurate_rnd and
-// bitexact make it the same on every CPU), then a quarter turn where the camera was held upright.
+// From a decoded frame to a rung's picture: combs of interlaced frames are blended, then one
+// conversion with fixed flags (accurate_rnd and bitexact make it the same on every CPU), then a
+// quarter turn where the camera was held upright. A picture depends on its own frame alone, so it
+// is the same wherever decoding began.
 #include <string.h>
 
 #include <libavutil/imgutils.h>
@@ -135,6 +137,93 @@ static enum status turn(const AVFrame *in, int w, int h, int rotation, AVFrame *
     return STATUS_OK;
 }
 
+// ---- interlaced frames ----
+
+// Two moments lie in one interlaced frame, on alternating lines; where something moved, a line
+// differs from both its neighbours in the same direction. There the three are blended; still parts
+// keep their detail, and so do frames that are only said to be interlaced.
+#define COMB 10 // of 255, that a line must differ by
+
+static int unit_of(const AVPixFmtDescriptor *d)
+{
+    return 1 << (d->comp[0].depth - 8);
+}
+
+static void blend_line8(uint8_t *out, const uint8_t *a, const uint8_t *b, const uint8_t *c, int n)
+{
+    for (int x = 0; x < n; x++) {
+        int up = a[x] - b[x], down = c[x] - b[x];
+        bool comb = (up > COMB && down > COMB) || (up < -COMB && down < -COMB);
+        out[x] = comb ? (uint8_t)((a[x] + 2 * b[x] + c[x] + 2) >> 2) : b[x];
+    }
+}
+
+static void blend_line16(uint16_t *out, const uint16_t *a, const uint16_t *b, const uint16_t *c,
+                         int n, int unit)
+{
+    int least = COMB * unit;
+    for (int x = 0; x < n; x++) {
+        int up = a[x] - b[x], down = c[x] - b[x];
+        bool comb = (up > least && down > least) || (up < -least && down < -least);
+        out[x] = comb ? (uint16_t)((a[x] + 2 * b[x] + c[x] + 2) >> 2) : b[x];
+    }
+}
+
+static const void *line(const AVFrame *f, int plane, int y)
+{
+    return f->data[plane] + (ptrdiff_t)y * f->linesize[plane];
+}
+
+static void blend_plane(AVFrame *out, const AVFrame *in, int plane, int w, int h, int unit)
+{
+    for (int y = 0; y < h; y++) {
+        const void *b = line(in, plane, y), *a = y > 0 ? line(in, plane, y - 1) : b,
+                   *c = y + 1 < h ? line(in, plane, y + 1) : b;
+        void *to = out->data[plane] + (ptrdiff_t)y * out->linesize[plane];
+        if (unit == 1)
+            blend_line8(to, a, b, c, w);
+        else
+            blend_line16(to, a, b, c, w, unit);
+    }
+}
+
+// Planar YUV of 8 to 16 bits in this machine's byte order; others are left as they are.
+static bool can_blend(const AVPixFmtDescriptor *d)
+{
+    const uint64_t no = AV_PIX_FMT_FLAG_RGB | AV_PIX_FMT_FLAG_PAL | AV_PIX_FMT_FLAG_HWACCEL |
+                        AV_PIX_FMT_FLAG_BITSTREAM | AV_PIX_FMT_FLAG_BE | AV_PIX_FMT_FLAG_FLOAT;
+    if (!d || (d->flags & no) || d->comp[0].depth < 8)
+        return false;
+    int bytes = d->comp[0].depth > 8 ? 2 : 1;
+    for (int i = 0; i < d->nb_components; i++)
+        if (d->comp[i].plane != i || d->comp[i].step != bytes || d->comp[i].shift != 0)
+            return false;
+    return true;
+}
+
+// ret stays NULL when there is nothing to do.
+static enum status deinterlace(const AVFrame *in, AVFrame **ret, struct err *err)
+{
+    const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(in->format);
+    if (!in->interlaced_frame || !can_blend(d))
+        return STATUS_OK;
+    AUTO(codec_frame_free_p) AVFrame *out = av_frame_alloc();
+    if (out) {
+        out->format = in->format;
+        out->width = in->width;
+        out->height = in->height;
+    }
+    if (!out || av_frame_get_buffer(out, 0) < 0 || av_frame_copy_props(out, in) < 0)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "picture: out of memory");
+    for (int i = 0; i < d->nb_components; i++) {
+        bool chroma = i == 1 || i == 2;
+        blend_plane(out, in, i, chroma ? AV_CEIL_RSHIFT(in->width, d->log2_chroma_w) : in->width,
+                    chroma ? AV_CEIL_RSHIFT(in->height, d->log2_chroma_h) : in->height, unit_of(d));
+    }
+    *ret = TAKE(out);
+    return STATUS_OK;
+}
+
 enum status codec_scaler_run(struct codec_scaler *s, const AVFrame *in, AVFrame **ret,
                              struct err *err)
 {
@@ -142,7 +231,12 @@ enum status codec_scaler_run(struct codec_scaler *s, const AVFrame *in, AVFrame 
     int w = turned ? s->height : s->width, h = turned ? s->width : s->height;
     if (in->width <= 0 || in->height <= 0)
         return err_set(err, STATUS_INVALID_ARGUMENT, "picture without a size");
-    enum status st = set_up(s, in, w, h, err);
+    AUTO(codec_frame_free_p) AVFrame *blended = NULL;
+    enum status st = deinterlace(in, &blended, err);
+    if (blended)
+        in = blended;
+    if (st == STATUS_OK)
+        st = set_up(s, in, w, h, err);
     if (st != STATUS_OK)
         return st;
     AUTO(codec_frame_free_p) AVFrame *out = picture_new(w, h);
