@@ -8,6 +8,7 @@
 #include "base/buf.h"
 #include "base/mem.h"
 #include "crypto/crypto.h"
+#include "rpc/transport.h"
 
 // ---------------------------------------------------------------- the message
 
@@ -420,7 +421,7 @@ int group_done(void **state)
 {
     (void)state;
     rpc_fini();
-    return 0;
+    return transport_nng_messages() == 0 ? 0 : -1; // a message was forgotten
 }
 
 bool wait_for_count(const _Atomic int *v, int n)

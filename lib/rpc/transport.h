@@ -46,3 +46,4 @@ struct transport_ops {
 
 extern const struct transport_ops transport_nng;
 void transport_nng_fini(void);
+long transport_nng_messages(void); // given out or received and neither sent nor freed yet
