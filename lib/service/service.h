@@ -1,6 +1,7 @@
 #pragma once
 // What every role's start-up and shutdown share: options, node keys, the list of nodes, clients to
 // other roles, the RPC server, health, tokens.
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -106,6 +107,19 @@ struct svc {
     struct rpc_server *server; // handlers are added to it in start()
 };
 
+// Whether a role can serve, when finding out takes a while (gauge.c).
+struct svc_gauge {
+    pthread_mutex_t lock;
+    int64_t asked_ms;
+    bool is_ready, is_asking;
+    struct err err;
+};
+void svc_gauge_init(struct svc_gauge *g);
+void svc_gauge_done(struct svc_gauge *g);
+// fn(ud) answers at most once a second, and on one thread at a time; others get the last answer.
+bool svc_gauge_read(struct svc_gauge *g, enum status (*fn)(void *ud, struct err *err), void *ud,
+                    char *reason, size_t reason_size);
+
 struct Node__ClusterRequest; // cauce/node.pb-c.h
 struct Node__ClusterReply;
 
@@ -120,8 +134,8 @@ struct svc_role {
     // Open what the role owns and add its handlers; nothing listens yet. Must not wait for other
     // processes: they may start later.
     enum status (*start)(struct svc *svc, const void *options, void **ret_self, struct err *err);
-    // Optional: false, with a reason, while the role cannot serve (database away, ...). Cheap; any
-    // thread.
+    // Optional: false, with a reason, while the role cannot serve (database away, ...). On a thread of
+    // the pool; what takes a while goes through a svc_gauge.
     bool (*ready)(void *self, char *reason, size_t reason_size);
     // Optional: begin to stop (give leases back, close public listeners); must not block.
     void (*drain)(void *self);

@@ -499,9 +499,42 @@ static int start(void **state)
     return crypto_init(&err) == STATUS_OK ? 0 : -1;
 }
 
+struct asked {
+    struct svc_gauge *gauge;
+    int n;
+    bool nested;
+};
+
+static enum status answer_no(void *ud, struct err *err)
+{
+    struct asked *a = ud;
+    char reason[64] = "";
+    a->n++;
+    // As another thread would while this one waits for the database.
+    a->nested = svc_gauge_read(a->gauge, answer_no, a, reason, sizeof(reason));
+    assert_string_equal(reason, "starting");
+    return err_set(err, STATUS_UNAVAILABLE, "the database is away");
+}
+
+static void test_gauge_asks_once_and_tells_others_what_it_knows(void **state)
+{
+    struct svc_gauge g;
+    char reason[64] = "";
+    (void)state;
+    svc_gauge_init(&g);
+    struct asked a = {.gauge = &g, .nested = true};
+    assert_false(svc_gauge_read(&g, answer_no, &a, reason, sizeof(reason)));
+    assert_false(a.nested);
+    assert_string_equal(reason, "the database is away");
+    assert_false(svc_gauge_read(&g, answer_no, &a, reason, sizeof(reason))); // within the second
+    assert_int_equal(a.n, 1);
+    svc_gauge_done(&g);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_gauge_asks_once_and_tells_others_what_it_knows),
         cmocka_unit_test(test_nodes_are_read_in_order),
         cmocka_unit_test(test_nodes_broken_file_is_refused_and_named),
         cmocka_unit_test(test_role_names_round_trip),

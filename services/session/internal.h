@@ -55,10 +55,8 @@ struct session {
     const char *admin_password_file; // NULL: stdout
     const char *migrations;
     uint8_t token_secret[64];
-    pthread_mutex_t ready_lock;
-    int64_t ready_checked_ms;
-    bool is_ready, is_prepared;
-    struct err ready_err;
+    struct svc_gauge gauge;
+    bool is_prepared; // of who asks the gauge
 };
 // Everything but the database pool and the events, which the caller sets.
 enum status session_init(struct session *s, const struct crypto_pw_params *pw,

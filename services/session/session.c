@@ -11,7 +11,6 @@
 #include "internal.h"
 
 #define MAX_CONNS 8
-#define READY_CHECK_MS 1000
 
 #define OPT(field) offsetof(struct session_options, field)
 static const struct cfg_option options[] = {
@@ -30,7 +29,7 @@ enum status session_init(struct session *s, const struct crypto_pw_params *pw, s
     static const char any[] = "no account has this one";
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     session_gate_init(&s->gate, cores > 0 ? (unsigned)cores : 1, SESSION_HASH_QUEUE);
-    pthread_mutex_init(&s->ready_lock, NULL);
+    svc_gauge_init(&s->gauge);
     s->pw = *pw;
     enum status st = crypto_init(err);
     return st == STATUS_OK ? crypto_pw_hash(s->dummy_hash, any, strlen(any), pw, err) : st;
@@ -39,7 +38,7 @@ enum status session_init(struct session *s, const struct crypto_pw_params *pw, s
 void session_done(struct session *s)
 {
     session_gate_done(&s->gate);
-    pthread_mutex_destroy(&s->ready_lock);
+    svc_gauge_done(&s->gauge);
     crypto_wipe(s->token_secret, sizeof s->token_secret);
 }
 
@@ -77,8 +76,9 @@ static enum status open_database(struct session *s, const struct session_options
 }
 
 // The database may come later than we: what it must have is looked at until it is there.
-static enum status prepare(struct session *s, struct err *err)
+static enum status prepare(void *self, struct err *err)
 {
+    struct session *s = self;
     enum status st = STATUS_OK;
     if (s->is_prepared)
         return db_ping(s->db, err);
@@ -93,16 +93,7 @@ static enum status prepare(struct session *s, struct err *err)
 static bool ready(void *self, char *reason, size_t reason_size)
 {
     struct session *s = self;
-    pthread_mutex_lock(&s->ready_lock);
-    if (time_mono_ms() - s->ready_checked_ms >= READY_CHECK_MS) {
-        s->is_ready = prepare(s, &s->ready_err) == STATUS_OK;
-        s->ready_checked_ms = time_mono_ms();
-    }
-    bool ok = s->is_ready;
-    if (!ok)
-        str_copy(reason, reason_size, s->ready_err.msg);
-    pthread_mutex_unlock(&s->ready_lock);
-    return ok;
+    return svc_gauge_read(&s->gauge, prepare, s, reason, reason_size);
 }
 
 static enum status start(struct svc *svc, const void *opts, void **ret_self, struct err *err)
@@ -119,7 +110,6 @@ static enum status start(struct svc *svc, const void *opts, void **ret_self, str
     s->registration = o->registration;
     s->admin_password_file = o->admin_password_file;
     s->migrations = o->common.migrations;
-    s->ready_checked_ms = -READY_CHECK_MS;
     if (st == STATUS_OK)
         st = parse_roles(s, o->new_user_roles, err);
     if (st == STATUS_OK)

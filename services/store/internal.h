@@ -52,10 +52,8 @@ struct store {
     int64_t media_token_ms;
     int64_t quote_ms;
     const char *migrations;
-    pthread_mutex_t ready_lock;
-    int64_t ready_checked_ms;
-    bool is_ready, is_prepared;
-    struct err ready_err;
+    struct svc_gauge gauge;
+    bool is_prepared; // of who asks the gauge
 };
 
 // Who calls, and where the reply's memory comes from.

@@ -12,7 +12,6 @@
 #include "internal.h"
 
 #define MAX_CONNS 12
-#define READY_CHECK_MS 1000
 #define FIND_USER_MS 5000
 
 #define OPT(field) offsetof(struct store_options, field)
@@ -60,7 +59,7 @@ static void store_free(struct store *s)
 {
     event_log_free(s->events);
     db_free(s->db);
-    pthread_mutex_destroy(&s->ready_lock);
+    svc_gauge_done(&s->gauge);
     crypto_wipe(s->token_secret, sizeof s->token_secret);
     mem_free(s);
 }
@@ -79,8 +78,9 @@ static enum status open_database(struct store *s, const struct store_options *o,
 }
 
 // The database may come later than we: what it must have is looked at until it is there.
-static enum status prepare(struct store *s, struct err *err)
+static enum status prepare(void *self, struct err *err)
 {
+    struct store *s = self;
     if (s->is_prepared)
         return db_ping(s->db, err);
     enum status st =
@@ -92,16 +92,7 @@ static enum status prepare(struct store *s, struct err *err)
 static bool ready(void *self, char *reason, size_t reason_size)
 {
     struct store *s = self;
-    pthread_mutex_lock(&s->ready_lock);
-    if (time_mono_ms() - s->ready_checked_ms >= READY_CHECK_MS) {
-        s->is_ready = prepare(s, &s->ready_err) == STATUS_OK;
-        s->ready_checked_ms = time_mono_ms();
-    }
-    bool ok = s->is_ready;
-    if (!ok)
-        str_copy(reason, reason_size, s->ready_err.msg);
-    pthread_mutex_unlock(&s->ready_lock);
-    return ok;
+    return svc_gauge_read(&s->gauge, prepare, s, reason, reason_size);
 }
 
 static enum status start(struct svc *svc, const void *opts, void **ret_self, struct err *err)
@@ -110,7 +101,7 @@ static enum status start(struct svc *svc, const void *opts, void **ret_self, str
     struct store *fresh = mem_alloc(sizeof *fresh);
     if (!fresh)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "store: out of memory");
-    pthread_mutex_init(&fresh->ready_lock, NULL);
+    svc_gauge_init(&fresh->gauge);
     AUTO(store_free_p) struct store *s = fresh;
     s->svc = svc;
     s->log = svc->log;
@@ -120,7 +111,6 @@ static enum status start(struct svc *svc, const void *opts, void **ret_self, str
     s->media_token_ms = o->media_token_ms;
     s->quote_ms = o->quote_ms;
     s->migrations = o->common.migrations;
-    s->ready_checked_ms = -READY_CHECK_MS;
     enum status st = svc_load_token_secret(svc, s->token_secret, err);
     if (st == STATUS_OK)
         st = open_database(s, o, err);
