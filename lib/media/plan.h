@@ -197,8 +197,8 @@ void media_chunk_source_range(const struct media_plan *p, const struct media_gri
                               int64_t *ret_offset, int64_t *ret_len);
 // Packets that segment `segment` of an audio rendition holds, or frames of a video one.
 uint32_t media_rendition_samples(const struct media_plan *p, size_t rendition, size_t segment);
-// What those samples last, in ticks of the rendition's grid: the segment's duration, but for the last
-// segment of audio, which holds whole packets and so may go past the end of the sound.
+// What those samples last, in ticks of the rendition's grid: the segment's duration, but for the
+// last segment of audio, which holds whole packets and so may go past the end of the sound.
 int64_t media_rendition_duration(const struct media_plan *p, size_t rendition, size_t segment);
 // First chosen track of that type; NULL when there is none.
 const struct media_track *media_plan_track(const struct media_plan *p, enum media_track_type type);
