@@ -165,6 +165,9 @@ void call_answer(struct rpc_call *c, enum status s, const ProtobufCMessage *repl
                                    .msg = "the reply is too large"};
     }
     conn_lock(c->flow.conn);
+    // The handler was told to stop because time was up: the caller hears why.
+    if (s == STATUS_CANCELLED && c->flow.status.code == STATUS_DEADLINE_EXCEEDED)
+        st = c->flow.status;
     finish_locked(c, &st);
 }
 
