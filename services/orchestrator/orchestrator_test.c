@@ -700,7 +700,10 @@ static void test_whole_job_from_probe_to_ready(void **state)
     assert_int_equal(first->tasks[0]->first_segment, 0);
     assert_int_equal(first->tasks[0]->n_segments, 1);
     must(complete_chunk(1, first->tasks[0], 0, NULL, &err));
-    wait_for("SELECT state = 'playable' FROM orchestrator.item WHERE id = $1::uuid", u.item);
+    // Told before the next state comes, or the store would hear of that one alone.
+    wait_for("SELECT state = 'playable' AND media_sent = media_version"
+             " FROM orchestrator.item WHERE id = $1::uuid",
+             u.item);
     do_all_chunks();
     wait_for("SELECT state = 'ready' AND media_sent = media_version"
              " FROM orchestrator.item WHERE id = $1::uuid",

@@ -98,7 +98,7 @@ static int setup_item(void **state)
                   "  VALUES ($1::uuid, $2::uuid, $2::uuid, 'running')",
                   DB_PARAMS(DB_TEXT(f->job), DB_TEXT(f->item)), NULL, &err));
     for (int i = 0; i < 3; i++) {
-        char w[8];
+        char w[16];
         snprintf(w, sizeof w, "w%d", i);
         sql(f, "INSERT INTO orchestrator.worker (id) VALUES ($1::text)", w);
     }
@@ -163,7 +163,7 @@ struct claimer {
     struct fixture *f;
     pthread_barrier_t *start;
     int n;
-    char worker[8];
+    char worker[16];
 };
 
 static void *claim_all(void *ud)
@@ -334,7 +334,7 @@ static void test_transient_failures_wait_longer_each_time_then_the_job_dies(void
     add_task(f, 1, 50, 1, 1, NULL);
     struct queue_task t;
     for (int i = 1; i <= ORCH_MAX_ATTEMPTS; i++) {
-        char worker[8];
+        char worker[16];
         snprintf(worker, sizeof worker, "w%d", i % 3);
         assert_true(claim(f, worker, &t));
         assert_int_equal(t.attempt, i);

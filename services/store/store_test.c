@@ -572,7 +572,7 @@ static void test_library_and_orders_page(void **state)
 {
     (void)state;
     struct rpc_user u;
-    char ids[3][UUID_SIZE], qid[UUID_SIZE], order[UUID_SIZE], key[8];
+    char ids[3][UUID_SIZE], qid[UUID_SIZE], order[UUID_SIZE], key[16];
     uint8_t packed[512];
     size_t n, seen = 0;
     int64_t total;
