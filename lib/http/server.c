@@ -694,8 +694,8 @@ static void on_sweep(void *ud)
         struct conn *c = list_entry(l, struct conn, link);
         if (c->deadline_us <= now) {
             c->deadline_us = TIME_NEVER;
+            atomic_fetch_add(&s->conns_timed_out, 1); // before the client can know
             shutdown(c->fd, SHUT_RDWR);
-            atomic_fetch_add(&s->conns_timed_out, 1);
         }
     }
     if (s->sweep) { // NULL: stopping
