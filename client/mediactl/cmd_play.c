@@ -58,9 +58,11 @@ static enum status start_player(struct ctl *k, const char *program, struct sink 
 static enum status open_sink(struct ctl *k, struct sink *ret)
 {
     *ret = (struct sink){.fd = -1};
-    if (ctl_has(k, OPT_OUT) + ctl_has(k, OPT_STDOUT) + ctl_has(k, OPT_PLAYER) != 1)
+    if (ctl_has(k, OPT_OUT) + ctl_has(k, OPT_STDOUT) + ctl_has(k, OPT_PLAYER) != 1) {
+        k->is_misused = true;
         return err_set(&k->err, STATUS_INVALID_ARGUMENT,
                        "play where to? One of --out FILE, --stdout, --player PROGRAM");
+    }
     if (ctl_has(k, OPT_PLAYER))
         return start_player(k, k->opt[OPT_PLAYER], ret);
     if (ctl_has(k, OPT_STDOUT)) {

@@ -103,6 +103,7 @@ struct ctl {
     int64_t timeout_ms;         // 0: default
     char *state_dir;
     cauce *c;
+    bool is_misused; // err is about the command line: exit status 2
     struct err err;
 };
 

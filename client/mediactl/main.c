@@ -117,7 +117,7 @@ static int report(const struct ctl *k, enum status s, bool interrupted)
         fprintf(stderr, "mediactl: write to standard output failed\n");
         return EXIT_FAILED;
     }
-    return exit_code(s);
+    return s != STATUS_OK && k->is_misused ? EXIT_USAGE : exit_code(s);
 }
 
 // ---------------------------------------------------------------- running

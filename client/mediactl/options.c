@@ -56,7 +56,8 @@ static void print_options(uint64_t set, FILE *f)
 void ctl_help(const struct command *c, FILE *f)
 {
     if (c) {
-        fprintf(f, "usage: mediactl %s %s\n\n%s\n\n", c->name, c->args, c->help);
+        fprintf(f, "usage: mediactl %s%s%s\n\n%s\n\n", c->name, c->args[0] ? " " : "", c->args,
+                c->help);
         print_options(c->options | ALLOW_COMMON, f);
         return;
     }
@@ -163,7 +164,8 @@ static enum status take_command(struct ctl *k, struct err *err)
     }
     k->command = find(name);
     if (!k->command)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "unknown command \"%s\"", name);
+        return err_set(err, STATUS_INVALID_ARGUMENT, "unknown command \"%s\": see mediactl --help",
+                       name);
     k->n_args -= n;
     memmove(k->args, k->args + n, k->n_args * sizeof(k->args[0]));
     return STATUS_OK;

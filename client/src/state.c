@@ -177,7 +177,8 @@ enum status client_state_server(const char *dir, char **ret, struct err *err)
         if (!*ret)
             s = err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
     } else if (s == STATUS_NOT_FOUND) {
-        s = err_set(err, STATUS_INVALID_ARGUMENT, "no server given and none known in %s", dir);
+        s = err_set(err, STATUS_INVALID_ARGUMENT,
+                    "no server given and none known in %s: name one as cauce://host:port#key", dir);
     }
     buf_done(&b);
     return s;

@@ -372,10 +372,11 @@ def main():
               "\n".join(f"{r['name']:16} {'up' if r['up'] else 'down':5} {r['pid'] or ''}" for r in rows))
         return 0 if all(r["up"] for r in rows) else 3
     elif a.command == "logs":
-        names = [a.name] if a.name else [n[0] for n in NODES]
+        names = [n[0] for n in NODES if a.name in (None, n[0], n[1])] or [a.name]
         files = [plat.log(n) for n in names if os.path.exists(plat.log(n))]
         if not files:
-            raise Failure(f"no log of {a.name or 'any process'} in {plat.home}/log")
+            raise Failure(f"no log of {a.name or 'any process'} in {plat.home}/log; names are "
+                          + ", ".join(n[0] for n in NODES) + " and their roles")
         os.execvp("tail", ["tail", "-n", "100"] + (["-F"] if a.follow else []) + files)
     elif a.command == "reset":
         if not a.yes and sys.stdin.isatty() and \
