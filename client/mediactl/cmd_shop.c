@@ -169,7 +169,7 @@ static enum status cmd_voucher_create(struct ctl *k)
 {
     Common__Money amount = COMMON__MONEY__INIT;
     char currency[4];
-    enum status s = ctl_parse_money(k->args[0], &amount.minor, currency, &k->err);
+    enum status s = ctl_parse_money(k, k->args[0], &amount.minor, currency);
     if (s != STATUS_OK)
         return s;
     amount.currency = currency;

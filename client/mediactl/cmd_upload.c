@@ -54,7 +54,7 @@ static enum status fill_opts(struct ctl *k, cauce_upload_opts *o, char currency[
     o->currency = currency;
     if (!ctl_has(k, OPT_PRICE))
         return STATUS_OK;
-    return ctl_parse_money(k->opt[OPT_PRICE], &o->price_minor, currency, &k->err);
+    return ctl_parse_money(k, k->opt[OPT_PRICE], &o->price_minor, currency);
 }
 
 static enum status cmd_upload(struct ctl *k)

@@ -38,7 +38,7 @@ static enum status cmd_credit(struct ctl *k)
 {
     Common__Money amount = COMMON__MONEY__INIT;
     char currency[4], key[UUID_SIZE];
-    enum status s = ctl_parse_money(k->args[1], &amount.minor, currency, &k->err);
+    enum status s = ctl_parse_money(k, k->args[1], &amount.minor, currency);
     if (s != STATUS_OK)
         return s;
     amount.currency = currency;

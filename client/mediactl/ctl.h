@@ -121,9 +121,9 @@ enum status ctl_number(const struct ctl *k, enum option o, int64_t min, int64_t 
 // ---- output.c ----
 // What a library function said, as a status with its sentence in k->err.
 enum status ctl_status(struct ctl *k, cauce_status s, const cauce_error *e);
-// "5.00 EUR" to 500 and "EUR"; the currency has two decimals
-enum status ctl_parse_money(const char *text, int64_t *ret_minor, char ret_currency[4],
-                            struct err *err) MUST_CHECK;
+// "5.00 EUR" to 500 and "EUR"; the currency has two decimals. Anything else is wrong usage.
+enum status ctl_parse_money(struct ctl *k, const char *text, int64_t *ret_minor,
+                            char ret_currency[4]) MUST_CHECK;
 #define CTL_MONEY_SIZE 40
 void ctl_money(char dst[CTL_MONEY_SIZE], int64_t minor, const char *currency);
 #define CTL_TIME_SIZE 32

@@ -14,8 +14,8 @@ enum status ctl_status(struct ctl *k, cauce_status s, const cauce_error *e)
     return s == CAUCE_OK ? STATUS_OK : err_set(&k->err, (enum status)s, "%s", e->message);
 }
 
-enum status ctl_parse_money(const char *text, int64_t *ret_minor, char ret_currency[4],
-                            struct err *err)
+enum status ctl_parse_money(struct ctl *k, const char *text, int64_t *ret_minor,
+                            char ret_currency[4])
 {
     char whole[20] = "", cents[3] = "00";
     size_t digits = strspn(text, "0123456789"), at = digits;
@@ -34,9 +34,11 @@ enum status ctl_parse_money(const char *text, int64_t *ret_minor, char ret_curre
          str_parse_i64(whole, 0, INT64_MAX / 200, &units, NULL) == STATUS_OK;
     for (const char *p = cents; ok && *p; p++)
         rest = rest * 10 + (*p - '0');
-    if (!ok)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "\"%s\" is not an amount like \"5.00 EUR\"",
-                       text);
+    if (!ok) {
+        k->is_misused = true;
+        return err_set(&k->err, STATUS_INVALID_ARGUMENT,
+                       "\"%s\" is not an amount like \"5.00 EUR\"", text);
+    }
     *ret_minor = units * 100 + rest;
     memcpy(ret_currency, text + at + 1, 4);
     return STATUS_OK;

@@ -40,7 +40,7 @@ expect 6 '' --server "$nowhere" --timeout 2s ls
 expect 4 'not logged in' --server "$nowhere" whoami
 expect 2 '' --timeout soon ls
 expect 1 'no terminal to ask' --server "$nowhere" login ada
-expect 1 'is not an amount' --server "$nowhere" upload --price 5 "$0"
+expect 2 'is not an amount' --server "$nowhere" upload --price 5 "$0"
 expect 3 '' play 0192f3a0-0000-7000-8000-000000000001 --from-library "$out" --out "$out/x"
 for words in $("$ctl" --help | sed -n 's/^  \([a-z]* \{0,1\}[a-z]*\) .*/\1/p' | sed 's/ *$//; s/ /,/'); do
     expect 0 'usage: mediactl' $(echo "$words" | tr , ' ') --help
