@@ -15,21 +15,15 @@
 
 #include "base/mem.h"
 #include "codec/internal.h"
+#include "support/media.h"
 
 static bool open_media(const char *name, struct codec_source *s)
 {
-    const char *data = getenv("CAUCE_TEST_DATA"), *src = getenv("CAUCE_SOURCE_DIR");
-    char path[1024];
-    if (data)
-        snprintf(path, sizeof(path), "%s/media/%s", data, name);
-    else
-        snprintf(path, sizeof(path), "%s/../shared/media/%s", src ? src : ".", name);
     struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) != 0) {
-        printf("[  NOTE    ] no test media: %s is not there; set CAUCE_TEST_DATA\n", path);
+    int fd = test_media_open(name);
+    if (fd < 0)
         return false;
-    }
+    assert_int_equal(fstat(fd, &st), 0);
     *s = (struct codec_source){.fd = fd, .size = st.st_size};
     return true;
 }

@@ -18,6 +18,7 @@
 #include "base/mem.h"
 #include "base/time.h"
 #include "media/cmaf.h"
+#include "support/media.h"
 
 struct source {
     const uint8_t *bytes; // or
@@ -108,18 +109,11 @@ static struct child_result probe(struct source *s)
 
 static bool open_media(const char *name, struct source *s)
 {
-    const char *data = getenv("CAUCE_TEST_DATA"), *src = getenv("CAUCE_SOURCE_DIR");
-    char path[1024];
-    if (data)
-        snprintf(path, sizeof(path), "%s/media/%s", data, name);
-    else
-        snprintf(path, sizeof(path), "%s/../shared/media/%s", src ? src : ".", name);
     struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) != 0) {
-        printf("[  NOTE    ] no test media: %s is not there; set CAUCE_TEST_DATA\n", path);
+    int fd = test_media_open(name);
+    if (fd < 0)
         return false;
-    }
+    assert_int_equal(fstat(fd, &st), 0);
     *s = (struct source){.fd = fd, .size = st.st_size};
     return true;
 }

@@ -23,6 +23,7 @@
 #include "media/task.h"
 #include "transcode/child.h"
 #include "transcode/internal.h"
+#include "support/media.h"
 
 #define FILM "video/nasa_2video_2audio_2movtext.mp4"
 #define ITEM "01890a5d-ac96-774b-bcce-b302099a8001"
@@ -550,19 +551,11 @@ static void set_source(struct world *w, const void *bytes, size_t n)
 
 static bool load_film(struct world *w)
 {
-    const char *data = getenv("CAUCE_TEST_DATA"), *src = getenv("CAUCE_SOURCE_DIR");
-    char path[1024];
-    snprintf(path, sizeof path, "%s%s/media/%s",
-             data  ? data
-             : src ? src
-                   : ".",
-             data ? "" : "/../shared", FILM);
     struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) != 0) {
-        printf("[  NOTE    ] no test media: %s is not there; set CAUCE_TEST_DATA\n", path);
+    int fd = test_media_open(FILM);
+    if (fd < 0)
         return false;
-    }
+    assert_int_equal(fstat(fd, &st), 0);
     AUTO(mem_free_p) uint8_t *bytes = mem_alloc((size_t)st.st_size);
     assert_non_null(bytes);
     assert_int_equal(read(fd, bytes, (size_t)st.st_size), st.st_size);
