@@ -8,6 +8,7 @@
 #include "rpc/rpc.h"
 
 #define DEFAULT_PING_MS 10000
+#define HALF_OPEN_MAX 4096
 
 // ---------------------------------------------------------------- clock.c
 // One thread that calls tick() at the times it asks for, or earlier when woken.
@@ -86,6 +87,9 @@ struct method_entry *server_method(struct rpc_server *s, const char *name);
 void server_call_gone(struct rpc_server *s); // a live call object less
 // Its call_submit_writable() comes again in a moment; takes over a reference.
 void server_call_late(struct rpc_server *s, struct rpc_call *c);
+// All connections, referenced; freed with mem_free(). NULL when memory is short.
+struct conn **server_conns(struct rpc_server *s, size_t *ret_n);
+void server_kill_conn(struct conn *c, const char *why); // takes its lock
 unsigned server_max_calls(const struct rpc_server *s, const struct conn *c);
 
 // ---------------------------------------------------------------- call.c
@@ -170,6 +174,11 @@ struct endpoint {
     struct breaker breaker;
     struct link *current;
 };
+
+enum status link_open(struct rpc_client *cl, struct endpoint *e, struct err *err) MUST_CHECK;
+void link_free(struct link *l);
+struct conn *link_conn(struct link *l);                           // referenced, or NULL
+void link_tick(struct link *l, int64_t now_us, int64_t *next_us); // clock thread only
 
 struct rpc_client {
     struct rpc_client_opts o;

@@ -1,0 +1,297 @@
+// A link: a socket that dials one endpoint for ever, and the connection it has at the moment.
+//
+// A link's life is run by the client's clock thread: pipes come and go on the transport's threads,
+// which only note it and wake the clock. It takes back what the dead connection still had in the
+// transport before the new one says its first word, or that would arrive first.
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/str.h"
+#include "base/time.h"
+#include "rpc/internal.h"
+
+// ---------------------------------------------------------------- connection's callbacks
+
+static struct link *link_of(struct conn *c)
+{
+    return c->ud;
+}
+
+static void owner_open(struct conn *c, uint32_t id, const struct frame_open *o)
+{
+    (void)id;
+    (void)o;
+    conn_kill(c, "OPEN from a server");
+}
+static bool owner_auth(struct conn *c, uint32_t slot, const void *token, size_t n)
+{
+    (void)c;
+    (void)slot;
+    (void)token;
+    (void)n;
+    return false;
+}
+
+static bool role_fits(const struct conn *c, const struct rpc_client *cl)
+{
+    const struct chan_peer *p = chan_peer(c->chan);
+    if (!cl->o.expect_role)
+        return true;
+    return p && p->has_grant && p->grant.role < 31 &&
+           (1U << p->grant.role & cl->o.expect_role) != 0;
+}
+
+static void owner_ready(struct conn *c)
+{
+    struct link *l = link_of(c);
+    struct rpc_client *cl = l->client;
+    if (!role_fits(c, cl)) {
+        conn_kill(c, "the server's grant is for another role");
+        return;
+    }
+    pthread_mutex_lock(&cl->lock);
+    if (!l->draining)
+        l->live = conn_ref(c);
+    cl->stats.n_connects++;
+    pthread_cond_broadcast(&cl->cond);
+    pthread_mutex_unlock(&cl->lock);
+    clock_wake_at(cl->clock, 0); // calls may be waiting
+}
+
+static void owner_confirmed(struct conn *c)
+{
+    (void)c;
+}
+static void owner_idle(struct conn *c)
+{
+    struct rpc_client *cl = link_of(c)->client;
+    pthread_mutex_lock(&cl->lock);
+    pthread_cond_broadcast(&cl->cond);
+    pthread_mutex_unlock(&cl->lock);
+}
+
+// Called with the client's lock held. The link still holds a reference of its own.
+static void forget_live(struct link *l, struct conn *c)
+{
+    if (l->live != c)
+        return;
+    l->live = NULL;
+    atomic_fetch_sub(&c->refs, 1);
+}
+
+static void owner_goaway(struct conn *c)
+{
+    struct link *l = link_of(c);
+    struct rpc_client *cl = l->client;
+    pthread_mutex_lock(&cl->lock);
+    l->draining = true;
+    forget_live(l, c);
+    if (l->endpoint->current == l)
+        l->endpoint->current = NULL;
+    pthread_mutex_unlock(&cl->lock);
+    clock_wake_at(cl->clock, 0);
+}
+
+static void owner_dead(struct conn *c)
+{
+    struct link *l = link_of(c);
+    struct rpc_client *cl = l->client;
+    log_debug(cl->o.log, "rpc_connection_lost", F_STR("endpoint", l->endpoint->url),
+              F_STR("why", c->why));
+    pthread_mutex_lock(&cl->lock);
+    forget_live(l, c);
+    cl->stats.bytes_in += c->bytes_in;
+    cl->stats.bytes_out += c->bytes_out;
+    cl->stats.records_in += c->rx_records;
+    cl->stats.records_out += c->tx_records;
+    pthread_mutex_unlock(&cl->lock);
+    clock_wake_at(cl->clock, 0);
+}
+
+static void owner_wake(struct conn *c, int64_t at_us)
+{
+    clock_wake_at(link_of(c)->client->clock, at_us);
+}
+
+static void owner_free(struct conn *c)
+{
+    for (uint32_t i = 0; i < c->n_slots; i++)
+        token_unref(c->slots[i]);
+    mem_free(c->slots);
+}
+
+static const struct conn_owner client_conn_owner = {
+    .open = owner_open,
+    .auth = owner_auth,
+    .ready = owner_ready,
+    .confirmed = owner_confirmed,
+    .goaway = owner_goaway,
+    .idle = owner_idle,
+    .dead = owner_dead,
+    .wake = owner_wake,
+    .free = owner_free,
+};
+
+// ---------------------------------------------------------------- transport's events
+
+static bool on_attach(void *ud, uint32_t pipe)
+{
+    struct link *l = ud;
+    pthread_mutex_lock(&l->lock);
+    l->new_pipe = pipe;
+    pthread_mutex_unlock(&l->lock);
+    clock_wake_at(l->client->clock, 0);
+    return true;
+}
+
+static void on_detach(void *ud, uint32_t pipe)
+{
+    struct link *l = ud;
+    pthread_mutex_lock(&l->lock);
+    if (l->new_pipe == pipe)
+        l->new_pipe = 0;
+    if (l->conn && l->conn->o.pipe == pipe)
+        l->lost = true;
+    pthread_mutex_unlock(&l->lock);
+    clock_wake_at(l->client->clock, 0);
+}
+
+struct conn *link_conn(struct link *l)
+{
+    pthread_mutex_lock(&l->lock);
+    struct conn *c = l->conn ? conn_ref(l->conn) : NULL;
+    pthread_mutex_unlock(&l->lock);
+    return c;
+}
+
+static void on_receive(void *ud, uint32_t pipe, struct transport_msg *m)
+{
+    struct link *l = ud;
+    struct conn *c = link_conn(l);
+    if (c && c->o.pipe == pipe)
+        conn_input(c, m);
+    else
+        l->client->o.transport->msg_free(m);
+    conn_unref(c);
+}
+
+static void on_sent(void *ud)
+{
+    struct conn *c = link_conn(ud);
+    if (c)
+        conn_slot_free(c);
+    conn_unref(c);
+}
+
+static const struct transport_events link_events = {
+    .attach = on_attach,
+    .detach = on_detach,
+    .receive = on_receive,
+    .sent = on_sent,
+};
+
+// ---------------------------------------------------------------- links (clock thread)
+
+void link_free(struct link *l)
+{
+    if (!l)
+        return;
+    if (l->transport)
+        l->client->o.transport->free(l->transport);
+    if (l->conn) {
+        conn_lock(l->conn);
+        conn_kill(l->conn, "closed");
+        conn_unlock(l->conn);
+        conn_unref(l->conn);
+    }
+    pthread_mutex_destroy(&l->lock);
+    mem_free(l);
+}
+
+enum status link_open(struct rpc_client *cl, struct endpoint *e, struct err *err)
+{
+    struct link *l = mem_alloc(sizeof *l);
+    if (!l)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "dial %s: out of memory", e->url);
+    l->client = cl;
+    l->endpoint = e;
+    list_init(&l->all);
+    pthread_mutex_init(&l->lock, NULL);
+    enum status s = cl->o.transport->dial(e->url, &link_events, l, &l->transport, err);
+    if (s != STATUS_OK) {
+        link_free(l);
+        return s;
+    }
+    pthread_mutex_lock(&cl->lock);
+    list_push_back(&cl->links, &l->all);
+    e->current = l;
+    pthread_mutex_unlock(&cl->lock);
+    return STATUS_OK;
+}
+
+static void link_drop_conn(struct link *l)
+{
+    struct conn *c = l->conn;
+    conn_lock(c);
+    conn_kill(c, "the server closed the connection");
+    conn_unlock(c);
+    l->client->o.transport->quiesce(l->transport);
+    pthread_mutex_lock(&l->lock);
+    l->conn = NULL;
+    l->lost = false;
+    pthread_mutex_unlock(&l->lock);
+    conn_unref(c);
+}
+
+static void link_new_conn(struct link *l, uint32_t pipe)
+{
+    struct rpc_client *cl = l->client;
+    struct err err = ERR_INIT;
+    bool as_service = cl->o.identity != NULL;
+    struct chan *chan = chan_new_initiator(as_service ? CHAN_LINK_SERVICE : CHAN_LINK_CLIENT,
+                                           l->endpoint->key, cl->o.identity, cl->o.trust, &err);
+    struct conn_opts o = {.ops = cl->o.transport,
+                          .t = l->transport,
+                          .pipe = pipe,
+                          .chan = chan,
+                          .owner = &client_conn_owner,
+                          .ud = l,
+                          .is_client_link = !as_service,
+                          .n_slots = TRANSPORT_DIAL_SLOTS,
+                          .ping_us = cl->o.ping_after_ms * 1000};
+    struct conn *c = chan ? conn_new(&o) : NULL;
+    if (!c) {
+        log_error(cl->o.log, "rpc_connect_failed", F_STR("endpoint", l->endpoint->url),
+                  F_ERR(&err));
+        cl->o.transport->drop(l->transport, pipe);
+        return;
+    }
+    pthread_mutex_lock(&l->lock);
+    l->conn = c;
+    pthread_mutex_unlock(&l->lock);
+    conn_lock(c);
+    conn_start(c);
+    conn_unlock(c);
+}
+
+void link_tick(struct link *l, int64_t now_us, int64_t *next_us)
+{
+    pthread_mutex_lock(&l->lock);
+    uint32_t pipe = l->new_pipe;
+    bool drop = l->conn && (l->lost || (pipe && pipe != l->conn->o.pipe));
+    pthread_mutex_unlock(&l->lock);
+    if (drop)
+        link_drop_conn(l);
+    if (pipe && !l->conn) {
+        pthread_mutex_lock(&l->lock);
+        l->new_pipe = 0;
+        pthread_mutex_unlock(&l->lock);
+        link_new_conn(l, pipe);
+    }
+    if (!l->conn)
+        return;
+    int64_t at = l->conn->next_tick_us;
+    if (at <= now_us)
+        at = conn_tick(l->conn, now_us);
+    *next_us = at < *next_us ? at : *next_us;
+}
