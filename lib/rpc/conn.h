@@ -1,6 +1,6 @@
 #pragma once
 // A connection: what both sides share. Frames in and out of sealed records, the window of
-// unacknowledged records, credit, fair queueing, keep-alive. See conn.c for how it works.
+// unacknowledged records, credit, fair queueing, keep-alive. See conn.c, conn_send.c and flow.c for how it works.
 //
 // Everything here needs conn_lock() unless it says otherwise; conn_unlock() sends what became ready
 // and then tells flows' owners what happened, with no lock held.

@@ -1,0 +1,315 @@
+// Flows: the two streams of one call, what they have queued, and their credit. Consumption is
+// WINDOW's business: every DATA byte spends credit of its flow, and of the connection on a client
+// link.
+#include <assert.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/str.h"
+#include "base/time.h"
+#include "rpc/conn_internal.h"
+
+#define MIXED_US 100000
+#define SMALL_MAX (16U << 10)
+
+void flow_init(struct flow *f, const struct flow_ops *ops)
+{
+    *f = (struct flow){.ops = ops,
+                       .deadline_us = TIME_NEVER,
+                       .tx_credit = CONN_STREAM_CREDIT,
+                       .rx_credit = CONN_STREAM_CREDIT,
+                       .rx_window = CONN_STREAM_CREDIT};
+    f->tx_tail = &f->tx_head;
+    f->rx_tail = &f->rx_head;
+    list_init(&f->all);
+    list_init(&f->ready);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&f->cond, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+static void drop_tx(struct flow *f)
+{
+    while (f->tx_head) {
+        struct chunk *next = f->tx_head->next;
+        mem_free(f->tx_head);
+        f->tx_head = next;
+    }
+    f->tx_tail = &f->tx_head;
+    if (f->conn)
+        f->conn->tx_queued -= f->tx_queued;
+    f->tx_queued = 0;
+    f->tx_half_pending = f->tx_status_pending = false;
+}
+
+static void drop_rx(struct flow *f)
+{
+    while (f->rx_head) {
+        struct rx_msg *next = f->rx_head->next;
+        mem_free(f->rx_head);
+        f->rx_head = next;
+    }
+    f->rx_tail = &f->rx_head;
+    mem_free(f->part);
+    f->part = NULL;
+    f->part_len = f->part_cap = 0;
+}
+
+void flow_done(struct flow *f)
+{
+    assert(!f->is_added);
+    drop_rx(f);
+    while (f->tx_head) {
+        struct chunk *next = f->tx_head->next;
+        mem_free(f->tx_head);
+        f->tx_head = next;
+    }
+    pthread_cond_destroy(&f->cond);
+    conn_unref(f->conn);
+}
+
+void flow_post(struct flow *f, unsigned events)
+{
+    struct conn *c = f->conn;
+    f->events |= events;
+    if (f->n_waiting)
+        pthread_cond_broadcast(&f->cond);
+    if (f->is_posted)
+        return;
+    f->is_posted = true;
+    f->ops->ref(f);
+    f->post_next = NULL;
+    *c->post_tail = f;
+    c->post_tail = &f->post_next;
+}
+
+struct flow *flow_find(const struct conn *c, uint32_t id)
+{
+    struct flow *f = c->hash[id & c->hash_mask];
+    while (f && f->id != id)
+        f = f->hash_next;
+    return f;
+}
+
+bool flow_add(struct conn *c, struct flow *f, uint32_t id)
+{
+    if (c->dead)
+        return false;
+    if (id == 0)
+        id = ++c->next_id;
+    if (id == 0 || flow_find(c, id))
+        return false;
+    f->conn = conn_ref(c);
+    f->id = id;
+    struct flow **at = &c->hash[id & c->hash_mask];
+    f->hash_next = *at;
+    *at = f;
+    list_push_back(&c->flows, &f->all);
+    c->n_flows++;
+    f->is_added = true;
+    f->ops->ref(f);
+    conn_want_tick(c, f->deadline_us);
+    return true;
+}
+
+void conn_give_credit(struct conn *c, size_t cost)
+{
+    if (!conn_has_rx_credit(c))
+        return;
+    c->rx_grant += (int64_t)cost;
+    if (c->rx_grant < CONN_CLIENT_CREDIT / 4)
+        return;
+    frame_put_number(&c->control, FRAME_WINDOW, 0, (uint64_t)c->rx_grant);
+    c->rx_credit += c->rx_grant;
+    c->rx_grant = 0;
+}
+
+void flow_remove(struct flow *f)
+{
+    struct conn *c = f->conn;
+    if (!f->is_added)
+        return;
+    struct flow **at = &c->hash[f->id & c->hash_mask];
+    while (*at != f)
+        at = &(*at)->hash_next;
+    *at = f->hash_next;
+    list_remove(&f->all);
+    list_remove(&f->ready);
+    f->is_ready = f->is_added = false;
+    f->ended = true;
+    c->n_flows--;
+    if (c->last_flow == f)
+        c->last_flow = NULL;
+    drop_tx(f);
+    c->rx_held -= f->rx_held;
+    if (c->o.is_server) {
+        size_t owed = f->part_cost;
+        for (struct rx_msg *m = f->rx_head; m; m = m->next)
+            owed += m->cost;
+        drop_rx(f);
+        conn_give_credit(c, owed);
+    }
+    f->rx_held = 0;
+    flow_post(f, FLOW_DROP);
+}
+
+void conn_touch(struct conn *c, const struct flow *f)
+{
+    if (c->last_flow != f && c->last_flow)
+        c->mixed_until_us = c->now_us + MIXED_US;
+    c->last_flow = f;
+}
+
+static bool tx_possible(const struct flow *f)
+{
+    if (!f->tx_head)
+        return f->tx_half_pending || f->tx_status_pending;
+    return f->tx_credit > FRAME_DATA_COST ||
+           (f->tx_head->n == f->tx_head->off && f->tx_credit >= FRAME_DATA_COST);
+}
+
+void flow_make_ready(struct flow *f)
+{
+    struct conn *c = f->conn;
+    if (f->is_ready || !f->is_added || !tx_possible(f))
+        return;
+    f->is_ready = true;
+    list_push_back(f->urgent ? &c->ready_urgent : &c->ready_bulk, &f->ready);
+}
+
+struct chunk *chunk_new(size_t n)
+{
+    struct chunk *c = mem_alloc(sizeof *c + n);
+    if (c)
+        c->n = n;
+    return c;
+}
+
+void flow_push(struct flow *f, struct chunk *ch)
+{
+    if (!f->is_added || f->tx_half || f->tx_half_pending || f->tx_status_pending) {
+        mem_free(ch);
+        return;
+    }
+    ch->next = NULL;
+    *f->tx_tail = ch;
+    f->tx_tail = &ch->next;
+    f->tx_queued += ch->n;
+    f->conn->tx_queued += ch->n;
+    f->tx_half_pending |= ch->half;
+    flow_make_ready(f);
+}
+
+bool flow_push_small(struct flow *f, const void *p, size_t n, bool half)
+{
+    struct conn *c = f->conn;
+    int64_t cost = (int64_t)n + FRAME_DATA_COST;
+    if (f->tx_head || n > SMALL_MAX || cost > f->tx_credit || cost > c->tx_credit || f->tx_half ||
+        conn_pending(&c->calls, c->calls_off) > CONN_CALLS_HIGH)
+        return false;
+    if (!f->is_added)
+        return true;
+    frame_put(&c->calls, FRAME_DATA, FRAME_LAST | (half ? FRAME_HALF : 0U), f->id, p, n);
+    f->tx_credit -= cost;
+    if (conn_has_tx_credit(c))
+        c->tx_credit -= cost;
+    f->tx_half |= half;
+    conn_touch(c, f);
+    return true;
+}
+
+void flow_half_close(struct flow *f)
+{
+    if (!f->is_added || f->tx_half || f->tx_half_pending)
+        return;
+    f->tx_half_pending = true;
+    flow_make_ready(f);
+}
+
+bool flow_can_write(const struct flow *f)
+{
+    int64_t most = f->tx_credit < CONN_STREAM_CREDIT_MAX ? f->tx_credit : CONN_STREAM_CREDIT_MAX;
+    return (int64_t)f->tx_queued + FRAME_DATA_COST < most;
+}
+
+void flow_put_status(struct flow *f)
+{
+    struct conn *c = f->conn;
+    frame_put_status(&c->calls, f->id, &f->status);
+    c->calls_n_status++;
+    flow_remove(f);
+}
+
+void flow_finish(struct flow *f, const struct frame_status *s)
+{
+    if (!f->is_added) {
+        conn_call_closed(f->conn);
+        return;
+    }
+    f->status = *s;
+    if (s->code != STATUS_OK)
+        drop_tx(f); // an error overtakes what no credit has come for
+    if (f->tx_head) {
+        f->tx_status_pending = true;
+        return;
+    }
+    flow_put_status(f);
+}
+
+void flow_abort(struct flow *f, enum status code, const char *msg)
+{
+    struct conn *c = f->conn;
+    if (!f->is_added)
+        return;
+    // Behind its own OPEN if that has not left yet.
+    bool unsent = conn_pending(&c->calls, c->calls_off) > 0;
+    frame_put(unsent ? &c->calls : &c->control, FRAME_CANCEL, 0, f->id, NULL, 0);
+    f->status = (struct frame_status){.code = code};
+    str_copy(f->status.msg, sizeof f->status.msg, msg);
+    flow_post(f, FLOW_ENDED);
+    flow_remove(f);
+}
+
+void flow_grant(struct flow *f, size_t cost)
+{
+    struct conn *c = f->conn;
+    conn_give_credit(c, cost);
+    if (!f->is_added || f->rx_half)
+        return;
+    f->rx_grant += (int64_t)cost;
+    if (f->rx_grant < f->rx_window / 4)
+        return;
+    // A reader that keeps up gets a larger window, or distance would set the speed.
+    if (!f->raw && f->rx_held == 0 && f->rx_window < CONN_STREAM_CREDIT_MAX) {
+        f->rx_grant += f->rx_window;
+        f->rx_window *= 2;
+    }
+    frame_put_number(&c->control, FRAME_WINDOW, f->id, (uint64_t)f->rx_grant);
+    f->rx_credit += f->rx_grant;
+    f->rx_grant = 0;
+}
+
+struct rx_msg *flow_take(struct flow *f)
+{
+    struct rx_msg *m = f->rx_head;
+    if (!m)
+        return NULL;
+    f->rx_head = m->next;
+    if (!f->rx_head)
+        f->rx_tail = &f->rx_head;
+    if (f->is_added) {
+        size_t held = m->n + FRAME_DATA_COST;
+        f->rx_held -= held;
+        f->conn->rx_held -= held;
+        if (!f->raw) {
+            // A message being assembled behind this one is now next: without its credit back it
+            // could never end.
+            size_t behind = f->rx_head ? 0 : f->part_cost;
+            f->part_cost -= behind;
+            flow_grant(f, m->cost + behind);
+        }
+    }
+    return m;
+}
