@@ -110,7 +110,7 @@ static struct link *choose(struct rpc_client *cl, int64_t now_us, bool *ret_refu
     return best;
 }
 
-static struct conn *pick(struct rpc_client *cl, struct endpoint **ret_endpoint)
+struct conn *client_pick(struct rpc_client *cl, struct endpoint **ret_endpoint)
 {
     int64_t now = time_mono_us();
     bool refused = false;
@@ -123,85 +123,6 @@ static struct conn *pick(struct rpc_client *cl, struct endpoint **ret_endpoint)
     }
     pthread_mutex_unlock(&cl->lock);
     return c;
-}
-
-// The slot that holds this token on this connection; sends it first if none does.
-static bool token_slot(struct conn *c, const char *token, uint32_t *ret)
-{
-    uint32_t n_slots = c->o.is_client_link ? 16 : 256;
-    size_t len = strlen(token);
-    if (!c->slots) {
-        c->slots = mem_array(n_slots, sizeof(struct token *));
-        c->n_slots = c->slots ? n_slots : 0;
-        if (!c->slots)
-            return false;
-    }
-    for (uint32_t i = 0; i < c->n_slots; i++) {
-        const struct token *t = c->slots[i];
-        if (t && t->len == len && memcmp(t->text, token, len) == 0) {
-            *ret = i + 1;
-            return true;
-        }
-    }
-    struct token *t = mem_alloc(sizeof *t + len + 1);
-    if (!t)
-        return false;
-    t->refs = 1;
-    t->len = len;
-    memcpy(t->text, token, len);
-    uint32_t slot = c->next_slot++ % c->n_slots;
-    token_unref(c->slots[slot]);
-    c->slots[slot] = t;
-    frame_put(&c->calls, FRAME_AUTH, 0, slot + 1, token, len);
-    *ret = slot + 1;
-    return true;
-}
-
-static bool begin(struct rpc_stream *s, struct conn *c, const struct call_spec *spec)
-{
-    uint32_t slot = 0;
-    if (!c->ready || c->draining)
-        return false;
-    if (spec->token && !token_slot(c, spec->token, &slot))
-        return false;
-    s->flow.deadline_us = spec->deadline_us;
-    if (!flow_add(c, &s->flow, 0))
-        return false;
-    int64_t left = time_left_ms(spec->deadline_us);
-    uint64_t ms = spec->deadline_us == TIME_NEVER ? 0 : left > 0 ? (uint64_t)left : 1;
-    frame_put_open(&c->calls, s->flow.id, spec->forwarded ? FRAME_OPEN_FORWARDED : 0U, slot, ms,
-                   spec->m->name, spec->route, spec->key);
-    if (!spec->req || flow_push_small(&s->flow, spec->req, spec->req_len, true))
-        return true;
-    struct chunk *ch = chunk_new(spec->req_len);
-    if (!ch) {
-        flow_abort(&s->flow, STATUS_RESOURCE_EXHAUSTED, "out of memory");
-        return true;
-    }
-    memcpy(ch->data, spec->req, spec->req_len);
-    ch->last = ch->half = true;
-    flow_push(&s->flow, ch);
-    return true;
-}
-
-bool stream_start(struct rpc_stream *s, const struct call_spec *spec)
-{
-    struct endpoint *e = NULL;
-    struct conn *c = pick(s->client, &e);
-    if (!c)
-        return false;
-    s->endpoint = e;
-    conn_lock(c);
-    bool ok = begin(s, c, spec);
-    conn_unlock(c);
-    conn_unref(c);
-    if (!ok) {
-        pthread_mutex_lock(&s->client->lock);
-        e->breaker.is_probing = false;
-        pthread_mutex_unlock(&s->client->lock);
-        s->endpoint = NULL;
-    }
-    return ok;
 }
 
 static void wake_all(void *ud)
@@ -271,7 +192,7 @@ int64_t client_connect_deadline(const struct rpc_client *c, int64_t deadline_us)
     return until < deadline_us ? until : deadline_us;
 }
 
-void client_result(struct rpc_stream *s, enum status code)
+void client_result(struct attempt *s, enum status code)
 {
     struct rpc_client *cl = s->client;
     pthread_mutex_lock(&cl->lock);

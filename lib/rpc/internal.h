@@ -209,7 +209,7 @@ struct client_waiter {
 void client_when_ready(struct rpc_client *c, struct client_waiter *w);
 
 // One attempt of a call.
-struct rpc_stream {
+struct attempt {
     struct flow flow;
     atomic_uint refs;
     struct rpc_client *client;
@@ -219,8 +219,8 @@ struct rpc_stream {
     bool counted;                   // its outcome has been told to the breaker
     bool is_started, cancel_wanted; // async: client's lock
     struct cancel_hook *cancel_hook;
-    void (*on_event)(struct rpc_stream *s, unsigned events); // NULL: somebody waits
-    void (*on_gone)(struct rpc_stream *s);                   // it is being freed
+    void (*on_event)(struct attempt *s, unsigned events); // NULL: somebody waits
+    void (*on_gone)(struct attempt *s);                   // it is being freed
     void *ud;
 };
 struct call_spec { // what every attempt needs; strings borrowed
@@ -231,11 +231,19 @@ struct call_spec { // what every attempt needs; strings borrowed
     const void *req; // packed, or NULL for streams without one
     size_t req_len;
 };
-struct rpc_stream *stream_new(struct rpc_client *c, const struct call_spec *spec) MUST_CHECK;
-struct rpc_stream *stream_ref(struct rpc_stream *s);
-void stream_unref(struct rpc_stream *s);
+struct attempt *attempt_new(struct rpc_client *c, const struct call_spec *spec) MUST_CHECK;
+struct attempt *attempt_ref(struct attempt *s);
+void attempt_unref(struct attempt *s);
 // Start on a connection that is ready now. False: none is.
-bool stream_start(struct rpc_stream *s, const struct call_spec *spec) MUST_CHECK;
+bool attempt_start(struct attempt *s, const struct call_spec *spec) MUST_CHECK;
+// A new attempt, started; waits for a connection if need be.
+enum status attempt_open(struct rpc_client *c, const struct call_spec *spec,
+                         const struct rpc_opts *o, struct attempt **ret,
+                         struct err *err) MUST_CHECK;
+void attempt_cancel(struct attempt *s); // any thread, once started
+void attempt_free(struct attempt *s);   // the caller's own: cancels if unfinished
+// The connection the next call shall use, referenced; NULL when none is ready.
+struct conn *client_pick(struct rpc_client *c, struct endpoint **ret_endpoint);
 // Wait for a connection, at most until until_us.
 enum status client_wait_ready(struct rpc_client *c, int64_t until_us, struct cancel *cancel,
                               struct err *err) MUST_CHECK;
@@ -248,7 +256,7 @@ bool client_may_retry(struct rpc_client *c); // spends budget
 void call_spec_init(struct call_spec *spec, const struct rpc_method *m, const struct rpc_opts *o);
 enum status call_spec_check(const struct call_spec *spec, struct err *err) MUST_CHECK;
 int64_t client_connect_deadline(const struct rpc_client *c, int64_t deadline_us);
-void client_result(struct rpc_stream *s, enum status code); // for breaker, budget, statistics
+void client_result(struct attempt *s, enum status code); // for breaker, budget, statistics
 bool client_enter(struct rpc_client *c); // counts a live call; false when closing
 void client_leave(struct rpc_client *c);
 void async_tick(struct rpc_client *c, int64_t now_us, int64_t *next_us);

@@ -21,7 +21,7 @@ enum { UP, DOWN, N_DIRECTIONS }; // where to
 struct proxy {
     pthread_mutex_t lock; // everything here; held for moments only
     struct rpc_call *call;
-    struct rpc_stream *up; // referenced from its start until the call is answered
+    struct attempt *up; // referenced from its start until the call is answered
     bool busy[N_DIRECTIONS], again[N_DIRECTIONS];
     bool answered;
     struct rpc_client *client;
@@ -106,9 +106,9 @@ static void answer(struct proxy *p, const struct frame_status *st)
     pthread_mutex_lock(&p->lock);
     bool first = !p->answered;
     p->answered = true;
-    struct rpc_stream *up = TAKE(p->up); // which references the call in turn
+    struct attempt *up = TAKE(p->up); // which references the call in turn
     pthread_mutex_unlock(&p->lock);
-    stream_unref(up);
+    attempt_unref(up);
     if (!first)
         return;
     struct conn *conn = p->call->flow.conn;
@@ -118,7 +118,7 @@ static void answer(struct proxy *p, const struct frame_status *st)
     conn_unlock(conn);
 }
 
-static void move_once(struct proxy *p, struct rpc_stream *s, int where)
+static void move_once(struct proxy *p, struct attempt *s, int where)
 {
     struct flow *down = &p->call->flow, *up = &s->flow;
     struct flow *from = where == UP ? down : up, *to = where == UP ? up : down;
@@ -135,7 +135,7 @@ static void move_once(struct proxy *p, struct rpc_stream *s, int where)
     }
     take_all(from, &m, &half);
     if ((m || (half && where == UP)) && !push_all(to, m, half && where == UP)) {
-        rpc_stream_cancel(s);
+        attempt_cancel(s);
         st = (struct frame_status){.code = STATUS_RESOURCE_EXHAUSTED, .msg = "out of memory"};
         ended = true;
     }
@@ -145,7 +145,7 @@ static void move_once(struct proxy *p, struct rpc_stream *s, int where)
     }
 }
 
-static void move(struct proxy *p, struct rpc_stream *s, int where)
+static void move(struct proxy *p, struct attempt *s, int where)
 {
     pthread_mutex_lock(&p->lock);
     p->again[where] = true;
@@ -165,7 +165,7 @@ static void move(struct proxy *p, struct rpc_stream *s, int where)
 }
 
 // Events of the service's side. The stream holds a reference of the call while it lives.
-static void on_up_event(struct rpc_stream *s, unsigned events)
+static void on_up_event(struct attempt *s, unsigned events)
 {
     struct rpc_call *c = s->ud;
     struct proxy *p = c->proxy;
@@ -175,15 +175,15 @@ static void on_up_event(struct rpc_stream *s, unsigned events)
         move(p, s, UP);
 }
 
-static void on_up_gone(struct rpc_stream *s)
+static void on_up_gone(struct attempt *s)
 {
     call_unref(s->ud);
 }
 
-static struct rpc_stream *get_up(struct proxy *p)
+static struct attempt *get_up(struct proxy *p)
 {
     pthread_mutex_lock(&p->lock);
-    struct rpc_stream *s = p->up ? stream_ref(p->up) : NULL;
+    struct attempt *s = p->up ? attempt_ref(p->up) : NULL;
     pthread_mutex_unlock(&p->lock);
     return s;
 }
@@ -192,14 +192,14 @@ static struct rpc_stream *get_up(struct proxy *p)
 void proxy_event(struct rpc_call *c, unsigned events)
 {
     struct proxy *p = c->proxy;
-    struct rpc_stream *s = get_up(p);
+    struct attempt *s = get_up(p);
     if (!s)
         return; // proxy_start() looks again once it is there
     if (events & FLOW_ENDED) {
         conn_lock(c->flow.conn);
         struct frame_status st = c->flow.status;
         conn_unlock(c->flow.conn);
-        rpc_stream_cancel(s);
+        attempt_cancel(s);
         client_result(s, STATUS_CANCELLED);
         answer(p, &st);
     } else {
@@ -208,7 +208,7 @@ void proxy_event(struct rpc_call *c, unsigned events)
         if (events & FLOW_SEALED)
             move(p, s, DOWN);
     }
-    stream_unref(s);
+    attempt_unref(s);
 }
 
 static void refuse(struct rpc_call *c, enum status code, const char *msg)
@@ -226,7 +226,7 @@ static bool start_up(struct rpc_call *c, struct rpc_client *cl)
                              .key = c->key,
                              .deadline_us = c->deadline_us,
                              .forwarded = true};
-    struct rpc_stream *s = stream_new(cl, &spec);
+    struct attempt *s = attempt_new(cl, &spec);
     if (!s)
         return false;
     s->flow.raw = true;
@@ -234,13 +234,13 @@ static bool start_up(struct rpc_call *c, struct rpc_client *cl)
     s->on_event = on_up_event;
     s->on_gone = on_up_gone;
     s->ud = call_ref(c);
-    bool ok = stream_start(s, &spec);
+    bool ok = attempt_start(s, &spec);
     struct proxy *p = c->proxy;
     pthread_mutex_lock(&p->lock);
     if (ok && !p->answered)
-        p->up = stream_ref(s);
+        p->up = attempt_ref(s);
     pthread_mutex_unlock(&p->lock);
-    stream_unref(s);
+    attempt_unref(s);
     return ok;
 }
 

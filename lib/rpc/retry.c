@@ -41,7 +41,7 @@ struct async {
     unsigned attempt, most;
     bool fail_fast, needs_conn;
     int64_t due_us, connect_until_us;
-    struct rpc_stream *cur; // client's lock
+    struct attempt *cur; // client's lock
     struct frame_status status;
     struct rx_msg *reply;
     char data[]; // strings and request
@@ -130,7 +130,7 @@ static bool again(struct async *a, int64_t *ret_at_us)
     return *ret_at_us < a->spec.deadline_us && client_may_retry(a->client);
 }
 
-static void on_event(struct rpc_stream *s, unsigned events)
+static void on_event(struct attempt *s, unsigned events)
 {
     struct async *a = s->ud;
     if (!(events & FLOW_ENDED))
@@ -144,7 +144,7 @@ static void on_event(struct rpc_stream *s, unsigned events)
     pthread_mutex_lock(&a->client->lock);
     a->cur = NULL;
     pthread_mutex_unlock(&a->client->lock);
-    stream_unref(s);
+    attempt_unref(s);
     int64_t at;
     if (again(a, &at)) {
         mem_free(m);
@@ -168,7 +168,7 @@ static void try_now(struct async *a)
         complete_with(a, STATUS_DEADLINE_EXCEEDED, "deadline exceeded");
         return;
     }
-    struct rpc_stream *s = stream_new(c, &a->spec);
+    struct attempt *s = attempt_new(c, &a->spec);
     if (!s) {
         complete_with(a, STATUS_CANCELLED, "the client is closing or out of memory");
         return;
@@ -180,23 +180,23 @@ static void try_now(struct async *a)
     a->cur = s;
     pthread_mutex_unlock(&c->lock);
     // From a successful start on, `a` belongs to on_event().
-    stream_ref(s);
-    if (stream_start(s, &a->spec)) {
+    attempt_ref(s);
+    if (attempt_start(s, &a->spec)) {
         pthread_mutex_lock(&c->lock);
         s->is_started = true;
         bool cancel = s->cancel_wanted;
         pthread_mutex_unlock(&c->lock);
         if (cancel)
-            rpc_stream_cancel(s);
-        stream_unref(s);
+            attempt_cancel(s);
+        attempt_unref(s);
         return;
     }
     pthread_mutex_lock(&c->lock);
     a->attempt--;
     a->cur = NULL;
     pthread_mutex_unlock(&c->lock);
-    stream_unref(s);
-    stream_unref(s);
+    attempt_unref(s);
+    attempt_unref(s);
     if (a->fail_fast || now >= a->connect_until_us) {
         struct err err = ERR_INIT;
         err_set(&err, STATUS_UNAVAILABLE, "%s: no connection", c->endpoints[0].url);
@@ -213,17 +213,17 @@ static void on_cancel(void *ud)
 {
     struct async *a = ud;
     struct rpc_client *c = a->client;
-    struct rpc_stream *s = NULL;
+    struct attempt *s = NULL;
     a->cancelled = true;
     pthread_mutex_lock(&c->lock);
     if (a->cur) {
         a->cur->cancel_wanted = true;
-        s = a->cur->is_started ? stream_ref(a->cur) : NULL;
+        s = a->cur->is_started ? attempt_ref(a->cur) : NULL;
     }
     pthread_mutex_unlock(&c->lock);
     if (s)
-        rpc_stream_cancel(s);
-    stream_unref(s);
+        attempt_cancel(s);
+    attempt_unref(s);
     clock_wake_at(c->clock, 0); // it may be waiting
 }
 
