@@ -45,6 +45,12 @@ struct rpc_method {
     bool run_inline;  // runs on the I/O strand: never blocks, never waits for credit
     const char *http; // "POST /api/v1/..." or NULL
     const ProtobufCMessageDescriptor *request, *reply;
+    // Retry policy; 0 = the client's default. Only with idempotent or an idempotency key.
+    uint32_t max_attempts, initial_backoff_ms, max_backoff_ms;
+    uint32_t
+        hedge_after_ms; // idempotent unary methods: ask a second endpoint after so long; 0 = no
+    uint32_t max_concurrent; // calls at once on one server, more are shed; 0 = no limit
+    uint32_t max_queue_ms;   // shed when handlers start later than that after OPEN; 0 = no limit
 };
 struct rpc_service {
     const char *name; // "cauce.session.v1.Session"
@@ -65,6 +71,50 @@ static inline void rpc_message_free_p(void *pp)
     rpc_message_free(*(void **)pp);
 }
 #define RPC_MAX_MESSAGE_BYTES (4U << 20) // one application message; larger things are streams
+
+// ---------------------------------------------------------------- what travels beside messages
+
+// W3C trace context, version 00. An all-zero trace_id is none.
+struct rpc_trace {
+    uint8_t trace_id[16], span_id[8];
+    uint8_t flags; // bit 0: sampled
+};
+
+// A header of a call: key of [a-z0-9_.-], value any bytes.
+struct rpc_metadata {
+    const char *key;
+    const void *value;
+    size_t n_value;
+};
+#define RPC_METADATA_MAX 32             // entries of one call
+#define RPC_METADATA_MAX_BYTES 4096     // keys and values together
+#define RPC_METADATA_KEY_MAX 64         // bytes of one key
+#define RPC_REASON_MAX 48               // bytes of a reason word
+#define RPC_DETAILS_MAX_BYTES (8 << 10) // of a status
+
+// Why a call failed, for programs. Filled by the client when rpc_opts.ret_details is set; released
+// with rpc_details_done(), which leaves it empty. All strings live as long as it does.
+struct rpc_violation {
+    const char *field; // path of the request's field: "items[2].price.minor"
+    const char *description;
+};
+struct rpc_details {
+    char reason[RPC_REASON_MAX + 1]; // stable UPPER_SNAKE word; "" when none was given
+    bool retryable;                  // the same call may succeed later
+    int64_t retry_after_ms;          // 0 = not said
+    const struct rpc_violation *violations;
+    size_t n_violations;
+    const struct rpc_metadata *metadata;
+    size_t n_metadata;
+    void *mem; // what the pointers above point into
+};
+void rpc_details_done(struct rpc_details *d);
+// Reasons that lib/rpc itself gives.
+#define RPC_REASON_NOT_STARTED                                                                     \
+    "NOT_STARTED" // UNAVAILABLE: no handler saw the call, repeat it freely
+#define RPC_REASON_METHOD_BUSY "METHOD_BUSY" // RESOURCE_EXHAUSTED: max_concurrent
+#define RPC_REASON_QUEUE_TOO_LONG                                                                  \
+    "QUEUE_TOO_LONG" // RESOURCE_EXHAUSTED: max_queue_ms, or a full queue
 
 // ---------------------------------------------------------------- server
 
@@ -227,6 +277,10 @@ struct rpc_opts {
     bool fail_fast;              // do not wait for a connection
     unsigned max_attempts; // 0 = 3 for idempotent methods, else 1; only UNAVAILABLE is retried
     int64_t *ret_retry_after_ms; // rpc_unary(): set when it fails and the server said when to retry
+    const struct rpc_metadata *metadata; // borrowed until the call has begun
+    size_t n_metadata;
+    const struct rpc_trace *trace;   // NULL: of the call whose handler runs here, or none
+    struct rpc_details *ret_details; // rpc_unary(): set in any case; see rpc_details_done()
     // A service asks for somebody else (whose token it shows, if any): its own role must not count,
     // as with a forwarded call.
     bool on_behalf;

@@ -166,24 +166,40 @@ static const char *kind_name(enum kind k)
     return names[k];
 }
 
+static void emit_number(FILE *f, const char *name, uint32_t value)
+{
+    if (value)
+        fprintf(f, ",\n        .%s = %" PRIu32, name, value);
+}
+
 static void emit_table_row(FILE *f, const struct method *m)
 {
-    fprintf(f, "    {\"%s\", %s,\n        %s,\n        %s, %s, ", m->full, kind_name(m->kind),
-            m->allow, m->idempotent ? "true" : "false", m->run_inline ? "true" : "false");
+    fprintf(f, "    {.name = \"%s\",\n        .kind = %s,\n        .allow = %s", m->full,
+            kind_name(m->kind), m->allow);
+    if (m->idempotent)
+        fprintf(f, ",\n        .idempotent = true");
+    if (m->run_inline)
+        fprintf(f, ",\n        .run_inline = true");
     if (m->http)
-        fprintf(f, "\"%s\",\n", m->http);
-    else
-        fprintf(f, "NULL,\n");
-    fprintf(f, "        &%s__descriptor, &%s__descriptor},\n", m->request.lower, m->reply.lower);
+        fprintf(f, ",\n        .http = \"%s\"", m->http);
+    fprintf(f, ",\n        .request = &%s__descriptor,\n        .reply = &%s__descriptor",
+            m->request.lower, m->reply.lower);
+    emit_number(f, "max_attempts", m->max_attempts);
+    emit_number(f, "initial_backoff_ms", m->initial_backoff_ms);
+    emit_number(f, "max_backoff_ms", m->max_backoff_ms);
+    emit_number(f, "hedge_after_ms", m->hedge_after_ms);
+    emit_number(f, "max_concurrent", m->max_concurrent);
+    emit_number(f, "max_queue_ms", m->max_queue_ms);
+    fprintf(f, "},\n");
 }
 
 static void emit_table(FILE *f, const struct service *s)
 {
-    fprintf(f, "\nstatic const struct rpc_method %s_methods[] = {\n", s->prefix);
+    fprintf(f, "\nstatic const struct rpc_method %s_method_rows[] = {\n", s->prefix);
     for (size_t i = 0; i < s->n_methods; i++)
         emit_table_row(f, &s->methods[i]);
-    fprintf(f, "};\nconst struct rpc_service %s_service = {\"%s\", %s_methods, %zu};\n", s->prefix,
-            s->full, s->prefix, s->n_methods);
+    fprintf(f, "};\nconst struct rpc_service %s_service = {\"%s\", %s_method_rows, %zu};\n",
+            s->prefix, s->full, s->prefix, s->n_methods);
 }
 
 // ---------------------------------------------------------------- source: server
@@ -239,7 +255,7 @@ static void emit_unary(FILE *f, const char *prefix, size_t index, const struct m
             "\nenum status %s_%s(struct rpc_client *c, const struct rpc_opts *o, const %s *req,\n"
             "    %s **ret, struct err *err)\n{\n"
             "    ProtobufCMessage *m = NULL;\n"
-            "    enum status s = rpc_unary(c, &%s_methods[%zu], o, &req->base, &m, err);\n"
+            "    enum status s = rpc_unary(c, &%s_method_rows[%zu], o, &req->base, &m, err);\n"
             "    if (s == STATUS_OK)\n"
             "        *ret = (%s *)(void *)m;\n"
             "    return s;\n}\n",
@@ -263,7 +279,7 @@ static void emit_async(FILE *f, const char *prefix, size_t index, const struct m
         "    void (*done)(void *ud, enum status, %s *reply, const struct err *), void *ud)\n{\n"
         "    struct async_call *call = async_call_new((void (*)(void))done, ud);\n"
         "    if (call) {\n"
-        "        rpc_unary_async(c, &%s_methods[%zu], o, &req->base, %s_%s_done, call);\n"
+        "        rpc_unary_async(c, &%s_method_rows[%zu], o, &req->base, %s_%s_done, call);\n"
         "    } else {\n"
         "        static const struct err oom = {STATUS_RESOURCE_EXHAUSTED, \"out of memory\"};\n"
         "        done(ud, oom.code, NULL, &oom);\n"
@@ -280,7 +296,7 @@ static void emit_stream_open(FILE *f, const char *prefix, size_t index, const st
         fprintf(f, " const %s *req,", m->request.type);
     fprintf(f,
             " struct rpc_stream **ret, struct err *err)\n{\n"
-            "    return rpc_stream_open(c, &%s_methods[%zu], o, %s, ret, err);\n}\n",
+            "    return rpc_stream_open(c, &%s_method_rows[%zu], o, %s, ret, err);\n}\n",
             prefix, index, has_req ? "&req->base" : "NULL");
 }
 

@@ -292,6 +292,39 @@ static enum kind kind_of(const method_proto *m)
     return m->server_streaming ? KIND_SERVER_STREAM : KIND_UNARY;
 }
 
+enum { MAX_ATTEMPTS = 10 };
+
+static void parse_retry(struct parser *ps, const struct place *p, const method_proto *m,
+                        const Cauce__RetryPolicy *r, struct method *ret)
+{
+    if (!r)
+        return;
+    if (r->max_attempts > MAX_ATTEMPTS)
+        error_at(ps, p, "method %s: retry with %u attempts: at most %d", m->name,
+                 (unsigned)r->max_attempts, (int)MAX_ATTEMPTS);
+    if (r->max_backoff_ms && r->initial_backoff_ms > r->max_backoff_ms)
+        error_at(ps, p, "method %s: retry begins with %u ms, above its max_backoff_ms", m->name,
+                 (unsigned)r->initial_backoff_ms);
+    ret->max_attempts = r->max_attempts;
+    ret->initial_backoff_ms = r->initial_backoff_ms;
+    ret->max_backoff_ms = r->max_backoff_ms;
+}
+
+// Limits and hedging. A hedged call runs twice, so nothing may change by that.
+static void parse_limits(struct parser *ps, const struct place *p, const method_proto *m,
+                         const Cauce__Rule *rule, struct method *ret)
+{
+    if (!rule)
+        return;
+    if (rule->hedge_after_ms && (!rule->idempotent || ret->kind != KIND_UNARY))
+        error_at(ps, p, "method %s: hedge_after_ms needs an idempotent unary method", m->name);
+    if (rule->max_queue_ms && rule->inline_)
+        error_at(ps, p, "method %s: max_queue_ms has no meaning inline: it never queues", m->name);
+    ret->hedge_after_ms = rule->hedge_after_ms;
+    ret->max_concurrent = rule->max_concurrent;
+    ret->max_queue_ms = rule->max_queue_ms;
+}
+
 static void add_include(struct unit *u, const char *proto)
 {
     size_t n = strlen(proto);
@@ -324,6 +357,8 @@ static void parse_method(struct parser *ps, struct unit *u, const struct service
     ret->idempotent = rule && rule->idempotent;
     ret->run_inline = rule && rule->inline_;
     ret->http = parse_http(ps, p, m, rule, in->proto);
+    parse_retry(ps, p, m, rule ? rule->retry : NULL, ret);
+    parse_limits(ps, p, m, rule, ret);
 }
 
 static void parse_service(struct parser *ps, struct unit *u, struct place p,

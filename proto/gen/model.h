@@ -20,6 +20,8 @@ struct method {
     const char *allow; // ROLE_ANON | ROLE_USER
     bool idempotent, run_inline;
     const char *http; // "POST /path" or NULL
+    uint32_t max_attempts, initial_backoff_ms, max_backoff_ms, hedge_after_ms;
+    uint32_t max_concurrent, max_queue_ms;
 };
 
 struct service {

@@ -21,29 +21,44 @@ static struct async_call async_call_take(void *p)
     return a;
 }
 
-static const struct rpc_method demo_http_demo_methods[] = {
-    {"cauce.demo.v1.HTTPDemo.Register", RPC_UNARY,
-        ROLE_ANON,
-        false, false, "POST /demo/{id}/register",
-        &demo__request__descriptor, &demo__reply__descriptor},
-    {"cauce.demo.v1.HTTPDemo.WhoAmI", RPC_UNARY,
-        ROLE_USER | ROLE_NODE_GATEWAY,
-        true, true, NULL,
-        &demo__request__descriptor, &google__protobuf__timestamp__descriptor},
-    {"cauce.demo.v1.HTTPDemo.Read", RPC_SERVER_STREAM,
-        ROLE_CREATOR,
-        false, false, "GET /demo",
-        &demo__request__descriptor, &demo__reply__part__descriptor},
-    {"cauce.demo.v1.HTTPDemo.Put", RPC_CLIENT_STREAM,
-        ROLE_ADMIN,
-        false, false, NULL,
-        &demo__reply__part__descriptor, &demo__reply__descriptor},
-    {"cauce.demo.v1.HTTPDemo.Talk", RPC_BIDI,
-        ROLE_NODE_ADMIN,
-        false, false, NULL,
-        &demo__request__descriptor, &demo__reply__descriptor},
+static const struct rpc_method demo_http_demo_method_rows[] = {
+    {.name = "cauce.demo.v1.HTTPDemo.Register",
+        .kind = RPC_UNARY,
+        .allow = ROLE_ANON,
+        .http = "POST /demo/{id}/register",
+        .request = &demo__request__descriptor,
+        .reply = &demo__reply__descriptor},
+    {.name = "cauce.demo.v1.HTTPDemo.WhoAmI",
+        .kind = RPC_UNARY,
+        .allow = ROLE_USER | ROLE_NODE_GATEWAY,
+        .idempotent = true,
+        .run_inline = true,
+        .request = &demo__request__descriptor,
+        .reply = &google__protobuf__timestamp__descriptor,
+        .max_attempts = 5,
+        .initial_backoff_ms = 20,
+        .max_backoff_ms = 400,
+        .hedge_after_ms = 30,
+        .max_concurrent = 16},
+    {.name = "cauce.demo.v1.HTTPDemo.Read",
+        .kind = RPC_SERVER_STREAM,
+        .allow = ROLE_CREATOR,
+        .http = "GET /demo",
+        .request = &demo__request__descriptor,
+        .reply = &demo__reply__part__descriptor,
+        .max_queue_ms = 500},
+    {.name = "cauce.demo.v1.HTTPDemo.Put",
+        .kind = RPC_CLIENT_STREAM,
+        .allow = ROLE_ADMIN,
+        .request = &demo__reply__part__descriptor,
+        .reply = &demo__reply__descriptor},
+    {.name = "cauce.demo.v1.HTTPDemo.Talk",
+        .kind = RPC_BIDI,
+        .allow = ROLE_NODE_ADMIN,
+        .request = &demo__request__descriptor,
+        .reply = &demo__reply__descriptor},
 };
-const struct rpc_service demo_http_demo_service = {"cauce.demo.v1.HTTPDemo", demo_http_demo_methods, 5};
+const struct rpc_service demo_http_demo_service = {"cauce.demo.v1.HTTPDemo", demo_http_demo_method_rows, 5};
 
 static enum status demo_http_demo_register_thunk(struct rpc_call *c, void (*handler)(void),
     const ProtobufCMessage *req, ProtobufCMessage *ret, struct err *err)
@@ -113,7 +128,7 @@ enum status demo_http_demo_register(struct rpc_client *c, const struct rpc_opts 
     Demo__Reply **ret, struct err *err)
 {
     ProtobufCMessage *m = NULL;
-    enum status s = rpc_unary(c, &demo_http_demo_methods[0], o, &req->base, &m, err);
+    enum status s = rpc_unary(c, &demo_http_demo_method_rows[0], o, &req->base, &m, err);
     if (s == STATUS_OK)
         *ret = (Demo__Reply *)(void *)m;
     return s;
@@ -131,7 +146,7 @@ void demo_http_demo_register_async(struct rpc_client *c, const struct rpc_opts *
 {
     struct async_call *call = async_call_new((void (*)(void))done, ud);
     if (call) {
-        rpc_unary_async(c, &demo_http_demo_methods[0], o, &req->base, demo_http_demo_register_done, call);
+        rpc_unary_async(c, &demo_http_demo_method_rows[0], o, &req->base, demo_http_demo_register_done, call);
     } else {
         static const struct err oom = {STATUS_RESOURCE_EXHAUSTED, "out of memory"};
         done(ud, oom.code, NULL, &oom);
@@ -142,7 +157,7 @@ enum status demo_http_demo_who_am_i(struct rpc_client *c, const struct rpc_opts 
     Google__Protobuf__Timestamp **ret, struct err *err)
 {
     ProtobufCMessage *m = NULL;
-    enum status s = rpc_unary(c, &demo_http_demo_methods[1], o, &req->base, &m, err);
+    enum status s = rpc_unary(c, &demo_http_demo_method_rows[1], o, &req->base, &m, err);
     if (s == STATUS_OK)
         *ret = (Google__Protobuf__Timestamp *)(void *)m;
     return s;
@@ -160,7 +175,7 @@ void demo_http_demo_who_am_i_async(struct rpc_client *c, const struct rpc_opts *
 {
     struct async_call *call = async_call_new((void (*)(void))done, ud);
     if (call) {
-        rpc_unary_async(c, &demo_http_demo_methods[1], o, &req->base, demo_http_demo_who_am_i_done, call);
+        rpc_unary_async(c, &demo_http_demo_method_rows[1], o, &req->base, demo_http_demo_who_am_i_done, call);
     } else {
         static const struct err oom = {STATUS_RESOURCE_EXHAUSTED, "out of memory"};
         done(ud, oom.code, NULL, &oom);
@@ -170,7 +185,7 @@ void demo_http_demo_who_am_i_async(struct rpc_client *c, const struct rpc_opts *
 enum status demo_http_demo_read_open(struct rpc_client *c, const struct rpc_opts *o,
     const Demo__Request *req, struct rpc_stream **ret, struct err *err)
 {
-    return rpc_stream_open(c, &demo_http_demo_methods[2], o, &req->base, ret, err);
+    return rpc_stream_open(c, &demo_http_demo_method_rows[2], o, &req->base, ret, err);
 }
 
 enum status demo_http_demo_read_recv(struct rpc_stream *s, Demo__Reply__Part **ret, struct err *err)
@@ -185,7 +200,7 @@ enum status demo_http_demo_read_recv(struct rpc_stream *s, Demo__Reply__Part **r
 enum status demo_http_demo_put_open(struct rpc_client *c, const struct rpc_opts *o,
     struct rpc_stream **ret, struct err *err)
 {
-    return rpc_stream_open(c, &demo_http_demo_methods[3], o, NULL, ret, err);
+    return rpc_stream_open(c, &demo_http_demo_method_rows[3], o, NULL, ret, err);
 }
 
 enum status demo_http_demo_put_finish(struct rpc_stream *s, Demo__Reply **ret, struct err *err)
@@ -205,7 +220,7 @@ enum status demo_http_demo_put_finish(struct rpc_stream *s, Demo__Reply **ret, s
 enum status demo_http_demo_talk_open(struct rpc_client *c, const struct rpc_opts *o,
     struct rpc_stream **ret, struct err *err)
 {
-    return rpc_stream_open(c, &demo_http_demo_methods[4], o, NULL, ret, err);
+    return rpc_stream_open(c, &demo_http_demo_method_rows[4], o, NULL, ret, err);
 }
 
 enum status demo_http_demo_talk_recv(struct rpc_stream *s, Demo__Reply **ret, struct err *err)
