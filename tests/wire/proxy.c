@@ -50,7 +50,7 @@ struct pair {
     struct flow_dir dir[2];
     uint64_t rng;
     int64_t dies_us;
-    bool is_connecting, is_draining; // draining: cut with FIN, waits for both ends to close
+    bool is_draining; // cut with FIN, waits for both ends to close
 };
 
 struct tcp_proxy {
@@ -125,7 +125,7 @@ static void pair_cut(struct tcp_proxy *p, size_t at, enum tcp_proxy_cut how)
     if (c->is_draining)
         return;
     p->stats.n_cuts++;
-    if (how == TCP_PROXY_RST || c->is_connecting) {
+    if (how == TCP_PROXY_RST) {
         pair_close(p, at, true);
         return;
     }
@@ -159,29 +159,37 @@ static void refuse_fd(int fd)
     close(fd);
 }
 
+// On loopback this takes no time, or fails at once, unless the listener's queue is full.
+static int connect_to(uint16_t port, const struct tcp_proxy_link *in,
+                      const struct tcp_proxy_link *out)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -1;
+    struct timeval patience = {.tv_sec = 1};
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    limit_buffers(fd, in, out);
+    struct sockaddr_in sa = {
+        .sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}, .sin_port = htons(port)};
+    if (connect(fd, (struct sockaddr *)&sa, sizeof sa) != 0 ||
+        fcntl(fd, F_SETFL, O_NONBLOCK) != 0) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
 static struct pair *pair_new(struct tcp_proxy *p, int client)
 {
-    struct pair *c = mem_alloc(sizeof *c);
-    int server = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (!c || server < 0) {
-        mem_free(c);
+    const struct tcp_proxy_link *up = &p->link[TCP_PROXY_UP], *down = &p->link[TCP_PROXY_DOWN];
+    int server = connect_to(p->target_port, down, up);
+    struct pair *c = server < 0 ? NULL : mem_alloc(sizeof *c);
+    if (!c) {
         if (server >= 0)
             close(server);
         return NULL;
     }
-    const struct tcp_proxy_link *up = &p->link[TCP_PROXY_UP], *down = &p->link[TCP_PROXY_DOWN];
     limit_buffers(client, up, down);
-    limit_buffers(server, down, up);
-    struct sockaddr_in sa = {.sin_family = AF_INET,
-                             .sin_addr = {htonl(INADDR_LOOPBACK)},
-                             .sin_port = htons(p->target_port)};
-    int rv = connect(server, (struct sockaddr *)&sa, sizeof sa);
-    if (rv != 0 && errno != EINPROGRESS) {
-        close(server);
-        mem_free(c);
-        return NULL;
-    }
-    c->is_connecting = rv != 0;
     c->fd[TCP_PROXY_UP] = client;
     c->fd[TCP_PROXY_DOWN] = server;
     uint64_t s = p->seed + p->n_accepted++;
@@ -230,8 +238,7 @@ static bool may_read(const struct tcp_proxy *p, const struct pair *c, int d, int
     const struct flow_dir *f = &c->dir[d];
     if (c->is_draining)
         return !f->ended;
-    return !l->hold && !f->ended && !c->is_connecting && f->queued < QUEUE_BYTES &&
-           !is_behind(p, d, now_us);
+    return !l->hold && !f->ended && f->queued < QUEUE_BYTES && !is_behind(p, d, now_us);
 }
 
 static void enqueue(struct tcp_proxy *p, struct pair *c, int d, struct segment *s, int64_t now_us)
@@ -293,7 +300,7 @@ static enum outcome read_some(struct tcp_proxy *p, struct pair *c, int d, int64_
 
 static bool may_write(const struct tcp_proxy *p, const struct pair *c, int d, int64_t now_us)
 {
-    if (p->link[d].hold || c->is_connecting || c->is_draining || list_is_empty(&c->dir[d].queue))
+    if (p->link[d].hold || c->is_draining || list_is_empty(&c->dir[d].queue))
         return false;
     return list_entry(c->dir[d].queue.next, struct segment, node)->due_us <= now_us;
 }
@@ -327,25 +334,9 @@ static void pass_end(const struct tcp_proxy *p, struct pair *c, int d)
     f->end_passed = true;
 }
 
-static void finish_connect(struct tcp_proxy *p, size_t at)
-{
-    int e = 0;
-    socklen_t n = sizeof e;
-    getsockopt(p->pairs[at]->fd[TCP_PROXY_DOWN], SOL_SOCKET, SO_ERROR, &e, &n);
-    if (e)
-        pair_close(p, at, true);
-    else
-        p->pairs[at]->is_connecting = false;
-}
-
 static void serve_pair(struct tcp_proxy *p, size_t at, const short revents[2], int64_t now_us)
 {
     struct pair *c = p->pairs[at];
-    if (c->is_connecting) {
-        if (revents[TCP_PROXY_DOWN])
-            finish_connect(p, at);
-        return;
-    }
     for (int d = 0; d < 2; d++) {
         enum outcome o = GOES_ON;
         if (revents[d] & (POLLIN | POLLHUP | POLLERR) && may_read(p, c, d, now_us))
@@ -372,8 +363,6 @@ static void serve_pair(struct tcp_proxy *p, size_t at, const short revents[2], i
 
 static short wanted(const struct tcp_proxy *p, const struct pair *c, int side, int64_t now_us)
 {
-    if (c->is_connecting)
-        return side == TCP_PROXY_DOWN ? POLLOUT : 0;
     short ev = may_read(p, c, side, now_us) ? POLLIN : 0;
     if (may_write(p, c, !side, now_us))
         ev |= POLLOUT;
@@ -389,7 +378,7 @@ static int64_t earlier(int64_t a, int64_t b)
 static int64_t next_due(const struct tcp_proxy *p, const struct pair *c, int64_t now_us)
 {
     int64_t at = c->is_draining ? TIME_NEVER : c->dies_us;
-    for (int d = 0; d < 2 && !c->is_connecting && !c->is_draining; d++) {
+    for (int d = 0; d < 2 && !c->is_draining; d++) {
         const struct tcp_proxy_link *l = &p->link[d];
         if (l->hold)
             continue;
