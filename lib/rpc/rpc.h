@@ -240,33 +240,95 @@ struct rpc_endpoint {
     const char *url;
     uint8_t key[32]; // the server's static public key, pinned
 };
+enum rpc_policy {
+    RPC_LEAST_LOADED, // the backend with the fewest of this client's calls in flight; among many,
+                      // the better of two taken at random
+    RPC_ROUND_ROBIN,  // one after another, those that are ready
+};
 struct rpc_client_opts {
     struct log *log;
     const struct chan_identity
         *identity;                  // NULL: anonymous client link (NK); otherwise IK with our grant
     const struct chan_trust *trust; // with identity: what grant the responder must show
     unsigned expect_role;           // ROLE_NODE_ bit the responder's grant must have; 0 = any
-    const struct rpc_endpoint
-        *endpoints; // copied; several: least-loaded choice with a breaker each
-    size_t n_endpoints;
-    int64_t connect_timeout_ms; // 0 = 5000
-    struct work_pool *pool;     // runs completion callbacks; NULL: a small one of its own
-    int64_t ping_after_ms;      // as in rpc_server_opts
+    const struct rpc_endpoint *endpoints; // copied; several: see policy
+    size_t n_endpoints;                   // at least 1
+    int64_t connect_timeout_ms;           // 0 = 5000
+    struct work_pool *pool;               // runs completion callbacks; NULL: a small one of its own
+    int64_t ping_after_ms;                // as in rpc_server_opts
     const struct transport_ops *transport; // NULL: nng
+    const char *name;                      // for rpc_channels_each(); copied, cut to fit
+    enum rpc_policy policy;
+    // Endpoints connected to at the same time; 0 = all. Which ones is drawn at random, so that
+    // clients spread; one that fails makes room for another.
+    unsigned max_connections;
+    bool lazy; // nothing is dialled before the first call
 };
 // Dials in the background and reconnects with backoff and jitter for ever. A call waits for a
-// connection until its deadline, but at most connect_timeout_ms, then fails UNAVAILABLE.
+// connection until its deadline, but at most connect_timeout_ms, then fails UNAVAILABLE with a text
+// that names the endpoint, since when it is away and why. With rpc_opts.fail_fast it fails at once.
+//
+// Each endpoint has a circuit breaker: calls that fail UNAVAILABLE, or meet a silent server, open
+// it (five in a row, or half of at least twenty within ten seconds), and it is left alone for a
+// second, then twice as long each time, up to thirty; one call at a time probes it. What a service
+// answers otherwise counts as success, what the caller cancels counts as nothing.
+//
+// threads  any, except rpc_client_free(), which must come after everybody else's last use
 struct rpc_client *rpc_client_new(const struct rpc_client_opts *o, struct err *err) MUST_CHECK;
 void rpc_client_free(struct rpc_client *c); // fails what is in flight with CANCELLED
 DEFINE_AUTO(struct rpc_client, rpc_client_free)
 bool rpc_client_is_connected(struct rpc_client *c);
+// Replace the endpoints. Those that stay keep their connections, new ones are dialled, calls in
+// flight on removed ones go on until they end. n may be 0: calls then wait or fail UNAVAILABLE.
+//
+// e       copied
+// errors  INVALID_ARGUMENT (an address too long), RESOURCE_EXHAUSTED; then nothing has changed
+enum status rpc_client_set_endpoints(struct rpc_client *c, const struct rpc_endpoint *e, size_t n,
+                                     struct err *err) MUST_CHECK;
 
 struct rpc_client_stats {
-    uint64_t n_calls, n_failed, n_retries, n_connects, bytes_in, bytes_out, records_in, records_out;
+    uint64_t n_calls, n_failed, n_retries, n_hedges, n_connects, bytes_in, bytes_out, records_in,
+        records_out;
     unsigned calls_open;
     bool breaker_open; // of every endpoint
 };
 void rpc_client_get_stats(struct rpc_client *c, struct rpc_client_stats *ret);
+
+// ---- what clients of this process are doing ----
+enum rpc_channel_state {
+    RPC_CHANNEL_IDLE,       // not dialled: lazy, or beyond max_connections
+    RPC_CHANNEL_CONNECTING, // and no attempt has failed since
+    RPC_CHANNEL_READY,
+    RPC_CHANNEL_FAILING,  // the last attempt to connect failed, or the connection was lost
+    RPC_CHANNEL_DRAINING, // takes no new calls; those in flight go on
+};
+enum rpc_breaker_state { RPC_BREAKER_CLOSED, RPC_BREAKER_OPEN, RPC_BREAKER_HALF_OPEN };
+struct rpc_channel_info { // one endpoint of one client
+    char name[64];        // of the client
+    char url[RPC_URL_SIZE];
+    unsigned expect_role; // ROLE_NODE_ bits; 0 = any
+    enum rpc_channel_state state;
+    enum rpc_breaker_state breaker;
+    unsigned calls_open;
+    uint64_t n_calls, n_failed, n_retries, n_hedges, n_connects, bytes_in, bytes_out;
+    int64_t age_ms;      // of the connection; 0 when there is none
+    int64_t rtt_us;      // smoothed time to an acknowledgement; 0 = not known yet
+    char last_error[96]; // "" when none
+};
+struct rpc_client_call_info { // one call in flight, or waiting for its next attempt
+    const char *method;
+    char url[RPC_URL_SIZE]; // "" while it waits for a connection
+    int64_t age_ms;
+    int64_t deadline_ms; // left; -1 = none
+    uint64_t bytes_in, bytes_out;
+    unsigned attempts; // begun so far, hedges included
+    struct rpc_trace trace;
+};
+// Every client of this process, also while calls run. fn runs on this thread with no lock held, and
+// may make calls, but must not free a client that the caller does not own. Infos are valid during
+// fn only. When memory is short, some are left out.
+void rpc_channels_each(void (*fn)(void *ud, const struct rpc_channel_info *info), void *ud);
+void rpc_client_calls_each(void (*fn)(void *ud, const struct rpc_client_call_info *info), void *ud);
 
 struct rpc_opts {
     const char *token;           // access token, or NULL
@@ -275,12 +337,15 @@ struct rpc_opts {
     int64_t deadline_us;         // monotonic; 0 = 15 s from now
     struct cancel *cancel;       // or NULL
     bool fail_fast;              // do not wait for a connection
-    unsigned max_attempts; // 0 = 3 for idempotent methods, else 1; only UNAVAILABLE is retried
+    unsigned max_attempts;       // 0 = the method's, or 3; 1 = never repeat. See rpc_unary()
     int64_t *ret_retry_after_ms; // rpc_unary(): set when it fails and the server said when to retry
     const struct rpc_metadata *metadata; // borrowed until the call has begun
     size_t n_metadata;
     const struct rpc_trace *trace;   // NULL: of the call whose handler runs here, or none
     struct rpc_details *ret_details; // rpc_unary(): set in any case; see rpc_details_done()
+    // A call made while a handler runs on this thread ends with that call: its deadline, its
+    // cancellation and its trace are inherited. True: not this one, it shall outlive the handler.
+    bool detached;
     // A service asks for somebody else (whose token it shows, if any): its own role must not count,
     // as with a forwarded call.
     bool on_behalf;
@@ -288,18 +353,34 @@ struct rpc_opts {
 
 // Untyped calls: the generated stubs are thin wrappers of these. *ret is freed with
 // rpc_message_free().
+//
+// Repeats. A call that failed UNAVAILABLE (or whose details say `retryable`) is tried again when
+// its method is idempotent or it has an idempotency key: at most max_attempts times in all, on
+// another endpoint if there is one, after a pause that doubles from the method's initial to its
+// maximal backoff, with jitter, and not before the server's retry-after. Retries spend a budget
+// that successes and time refill, so that a failing backend sees little more than its usual load. A
+// call that certainly never reached a handler (it was still in our queue when the connection went,
+// or the server says NOT_STARTED) is repeated whatever its method, once per connection lost, for
+// free.
+//
+// Hedges. A method with hedge_after_ms is asked of a second endpoint when no answer came in that
+// time: the first answer wins and the other call is cancelled. Hedges spend the same budget.
 enum status rpc_unary(struct rpc_client *c, const struct rpc_method *m, const struct rpc_opts *o,
                       const ProtobufCMessage *req, ProtobufCMessage **ret,
                       struct err *err) MUST_CHECK;
-// done runs exactly once, on a pool thread; reply is owned by the callee (NULL unless OK).
-// Completions of one client run one after another: they must not wait for each other.
+// The same without waiting. done runs exactly once, on a pool thread; reply is owned by the callee
+// (NULL unless OK). Completions of one client run one after another: they must not wait for each
+// other. What o points to is copied, but ret_retry_after_ms and ret_details must stay until then.
 typedef void (*rpc_done_fn)(void *ud, enum status s, ProtobufCMessage *reply,
                             const struct err *err);
 void rpc_unary_async(struct rpc_client *c, const struct rpc_method *m, const struct rpc_opts *o,
                      const ProtobufCMessage *req, rpc_done_fn done, void *ud);
 
-struct rpc_stream; // one thread reads and one may write at the same time
-// req: the request for server streams, NULL for client and bidi streams.
+// One thread reads and one may write at the same time; anybody may cancel. A server stream is
+// repeated like a unary call as long as no message of it has arrived.
+struct rpc_stream;
+// req: the request for server streams, NULL for client and bidi streams. Waits for a connection as
+// rpc_unary() does, so with fail_fast it never blocks.
 enum status rpc_stream_open(struct rpc_client *c, const struct rpc_method *m,
                             const struct rpc_opts *o, const ProtobufCMessage *req,
                             struct rpc_stream **ret, struct err *err) MUST_CHECK;
@@ -311,8 +392,27 @@ enum status rpc_stream_close_send(struct rpc_stream *s, struct err *err) MUST_CH
 enum status rpc_stream_recv(struct rpc_stream *s, ProtobufCMessage **ret,
                             struct err *err) MUST_CHECK;
 void rpc_stream_cancel(struct rpc_stream *s); // any thread
-void rpc_stream_free(struct rpc_stream *s);   // cancels if unfinished
+// Cancels if unfinished. Waits for a running on_event callback, unless called from it.
+void rpc_stream_free(struct rpc_stream *s);
 DEFINE_AUTO(struct rpc_stream, rpc_stream_free)
+// Why the stream failed, once send or recv said that it did; else empty. Released with
+// rpc_details_done().
+void rpc_stream_details(struct rpc_stream *s, struct rpc_details *ret);
+
+// ---- streams without a thread each ----
+// fn(ud) whenever a message, credit or the end may have come: at most one at a time, none after
+// rpc_stream_free() returns. It runs on a thread of the transport, or on the caller's before a
+// function of the stream returns, so it must not block; it may use try_recv, try_send, close_send,
+// cancel and free. What is here already counts as an event. Once per stream; the blocking functions
+// are not used then.
+void rpc_stream_on_event(struct rpc_stream *s, void (*fn)(void *ud), void *ud);
+// As rpc_stream_recv(), but *ret NULL, STATUS_OK and *ret_ended false: nothing now, an event will
+// follow. Take until then.
+enum status rpc_stream_try_recv(struct rpc_stream *s, ProtobufCMessage **ret, bool *ret_ended,
+                                struct err *err) MUST_CHECK;
+// As rpc_stream_send(), but *ret_sent false with STATUS_OK: no credit now, an event will follow.
+enum status rpc_stream_try_send(struct rpc_stream *s, const ProtobufCMessage *msg, bool *ret_sent,
+                                struct err *err) MUST_CHECK;
 
 // ---------------------------------------------------------------- process
 void rpc_fini(void); // at exit, after all clients and servers are freed: nng_fini, so leak checkers
