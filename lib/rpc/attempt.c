@@ -85,8 +85,30 @@ void call_spec_init(struct call_spec *spec, const struct rpc_method *m, const st
     spec->route = o->route;
     spec->key = o->idempotency_key;
     spec->forwarded = o->on_behalf;
+    spec->trace = o->trace;
+    spec->metadata = o->metadata;
+    spec->n_metadata = o->n_metadata;
     if (o->deadline_us)
         spec->deadline_us = o->deadline_us;
+}
+
+static enum status check_metadata(const struct call_spec *spec, struct err *err)
+{
+    size_t sum = 0;
+    for (size_t i = 0; i < spec->n_metadata; i++) {
+        const struct rpc_metadata *e = &spec->metadata[i];
+        if (!frame_metadata_key_ok(e->key, strlen(e->key)))
+            return err_set(err, STATUS_INVALID_ARGUMENT,
+                           "%s: metadata key \"%.80s\": 1 to %d of a-z 0-9 _ . -", spec->m->name,
+                           e->key, RPC_METADATA_KEY_MAX);
+        sum += strlen(e->key) + e->n_value;
+    }
+    if (spec->n_metadata > RPC_METADATA_MAX || sum > RPC_METADATA_MAX_BYTES)
+        return err_set(err, STATUS_INVALID_ARGUMENT,
+                       "%s: metadata of %zu entries and %zu bytes: at most %d and %d",
+                       spec->m->name, spec->n_metadata, sum, RPC_METADATA_MAX,
+                       RPC_METADATA_MAX_BYTES);
+    return STATUS_OK;
 }
 
 // What would be cut or refused on the wire is refused here, where it can be fixed.
@@ -99,8 +121,12 @@ enum status call_spec_check(const struct call_spec *spec, struct err *err)
         return err_set(err, STATUS_INVALID_ARGUMENT, "%s: token, route or key too long",
                        spec->m->name);
     if (spec->req_len > RPC_MAX_MESSAGE_BYTES)
-        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "%s: a request of %zu bytes is too large",
-                       spec->m->name, spec->req_len);
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED,
+                       "%s: a request of %zu bytes is too large: at most %u", spec->m->name,
+                       spec->req_len, RPC_MAX_MESSAGE_BYTES);
+    enum status s = check_metadata(spec, err);
+    if (s != STATUS_OK)
+        return s;
     if (spec->deadline_us <= time_mono_us())
         return err_set(err, STATUS_DEADLINE_EXCEEDED, "deadline exceeded");
     return STATUS_OK;
@@ -152,8 +178,16 @@ static bool begin(struct attempt *s, struct conn *c, const struct call_spec *spe
         return false;
     int64_t left = time_left_ms(spec->deadline_us);
     uint64_t ms = spec->deadline_us == TIME_NEVER ? 0 : left > 0 ? (uint64_t)left : 1;
-    frame_put_open(&c->calls, s->flow.id, spec->forwarded ? FRAME_OPEN_FORWARDED : 0U, slot, ms,
-                   spec->m->name, spec->route, spec->key);
+    struct frame_call call = {.flags = spec->forwarded ? FRAME_OPEN_FORWARDED : 0U,
+                              .slot = slot,
+                              .deadline_ms = ms,
+                              .method = spec->m->name,
+                              .route = spec->route,
+                              .key = spec->key,
+                              .trace = spec->trace,
+                              .metadata = spec->metadata,
+                              .n_metadata = spec->n_metadata};
+    frame_put_open(&c->calls, s->flow.id, &call);
     if (!spec->req || flow_push_small(&s->flow, spec->req, spec->req_len, true))
         return true;
     struct chunk *ch = chunk_new(spec->req_len);

@@ -91,6 +91,7 @@ struct flow {
 
     bool ended; // nothing more will be exchanged
     struct frame_status status;
+    uint8_t *details; // what status.details points to, when it is ours
 };
 
 void flow_init(struct flow *f, const struct flow_ops *ops);
@@ -104,7 +105,7 @@ void flow_push(struct flow *f, struct chunk *c);
 bool flow_push_small(struct flow *f, const void *p, size_t n, bool half);
 void flow_half_close(struct flow *f);
 bool flow_can_write(const struct flow *f);
-// Server: the call's end, after everything queued.
+// Server: the call's end, after everything queued. s and its details are borrowed for the call.
 void flow_finish(struct flow *f, const struct frame_status *s);
 // Client: give up. Sends CANCEL if the peer knows the call; sets status; FLOW_ENDED follows.
 void flow_abort(struct flow *f, enum status code, const char *msg);

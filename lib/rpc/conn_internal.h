@@ -34,6 +34,7 @@ struct flow *flow_find(const struct conn *c, uint32_t id);
 void flow_remove(struct flow *f);
 void flow_make_ready(struct flow *f); // when it has something to send and the credit for it
 void flow_put_status(struct flow *f);
+void flow_keep_details(struct flow *f); // copies what status.details borrows
 void conn_give_credit(struct conn *c, size_t cost);
 // A second flow within the last moments makes records small, so that none waits behind much.
 void conn_touch(struct conn *c, const struct flow *f);

@@ -202,6 +202,7 @@ static void on_call_frame(struct conn *c, const struct frame *fr)
             conn_kill(c, "bad STATUS");
             return;
         }
+        flow_keep_details(f);
         f->rx_half = true;
         flow_post(f, FLOW_ENDED | FLOW_READABLE);
         flow_remove(f);

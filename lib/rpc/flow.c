@@ -67,6 +67,7 @@ void flow_done(struct flow *f)
         f->tx_head = next;
     }
     pthread_cond_destroy(&f->cond);
+    mem_free(f->details);
     conn_unref(f->conn);
 }
 
@@ -238,8 +239,21 @@ void flow_put_status(struct flow *f)
 {
     struct conn *c = f->conn;
     frame_put_status(&c->calls, f->id, &f->status);
+    if (!f->details)
+        f->status.n_details = 0; // they were the caller's
     c->calls_n_status++;
     flow_remove(f);
+}
+
+// The status outlives whoever gave its details. Without memory it goes without them.
+void flow_keep_details(struct flow *f)
+{
+    size_t n = f->status.n_details;
+    f->details = n ? mem_alloc(n) : NULL;
+    if (f->details)
+        memcpy(f->details, f->status.details, n);
+    f->status.details = f->details;
+    f->status.n_details = f->details ? n : 0;
 }
 
 void flow_finish(struct flow *f, const struct frame_status *s)
@@ -252,6 +266,7 @@ void flow_finish(struct flow *f, const struct frame_status *s)
     if (s->code != STATUS_OK)
         drop_tx(f); // an error overtakes what no credit has come for
     if (f->tx_head) {
+        flow_keep_details(f);
         f->tx_status_pending = true;
         return;
     }

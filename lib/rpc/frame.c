@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "base/mem.h"
 #include "base/str.h"
 
 static bool get_varint(const uint8_t **p, const uint8_t *end, uint64_t max, uint64_t *ret)
@@ -114,18 +115,126 @@ static bool get_text(const uint8_t **p, const uint8_t *end, char *dst, size_t ma
     return true;
 }
 
-void frame_put_open(struct buf *b, uint32_t id, unsigned flags, uint32_t slot, uint64_t deadline_ms,
-                    const char *method, const char *route, const char *key)
+// ---------------------------------------------------------------- OPEN
+
+bool frame_metadata_key_ok(const char *key, size_t n)
 {
-    uint8_t p[1 + 10 + 10 + 3 + FRAME_METHOD_MAX + FRAME_ROUTE_MAX + FRAME_KEY_MAX];
+    for (size_t i = 0; i < n; i++) {
+        char c = key[i];
+        if (!(c >= 'a' && c <= 'z') && !(c >= '0' && c <= '9') && c != '_' && c != '.' && c != '-')
+            return false;
+    }
+    return n > 0 && n <= RPC_METADATA_KEY_MAX;
+}
+
+static size_t put_trace(uint8_t *dst, const struct rpc_trace *t)
+{
+    memcpy(dst, t->trace_id, 16);
+    memcpy(dst + 16, t->span_id, 8);
+    dst[24] = t->flags;
+    return 25;
+}
+
+static size_t put_metadata(uint8_t *dst, const struct rpc_metadata *m, size_t n)
+{
+    size_t len = put_varint(dst, n);
+    for (size_t i = 0; i < n; i++) {
+        len += put_text(dst + len, m[i].key, RPC_METADATA_KEY_MAX);
+        len += put_varint(dst + len, m[i].n_value);
+        if (m[i].n_value)
+            memcpy(dst + len, m[i].value, m[i].n_value);
+        len += m[i].n_value;
+    }
+    return len;
+}
+
+static size_t metadata_room(const struct rpc_metadata *m, size_t n)
+{
+    size_t room = n ? 10 : 0;
+    for (size_t i = 0; i < n; i++)
+        room += 1 + strlen(m[i].key) + 10 + m[i].n_value;
+    return room;
+}
+
+#define OPEN_MAX (1 + 10 + 10 + 3 + FRAME_METHOD_MAX + FRAME_ROUTE_MAX + FRAME_KEY_MAX + 25)
+
+void frame_put_open(struct buf *b, uint32_t id, const struct frame_call *c)
+{
+    uint8_t p[OPEN_MAX];
     size_t n = 0;
-    p[n++] = (uint8_t)flags;
-    n += put_varint(p + n, slot);
-    n += put_varint(p + n, deadline_ms);
-    n += put_text(p + n, method, FRAME_METHOD_MAX);
-    n += put_text(p + n, route, FRAME_ROUTE_MAX);
-    n += put_text(p + n, key, FRAME_KEY_MAX);
-    frame_put(b, FRAME_OPEN, 0, id, p, n);
+    size_t room = metadata_room(c->metadata, c->n_metadata);
+    p[n++] = (uint8_t)(c->flags | (c->trace ? FRAME_OPEN_TRACE : 0U) |
+                       (c->n_metadata ? FRAME_OPEN_METADATA : 0U));
+    n += put_varint(p + n, c->slot);
+    n += put_varint(p + n, c->deadline_ms);
+    n += put_text(p + n, c->method, FRAME_METHOD_MAX);
+    n += put_text(p + n, c->route, FRAME_ROUTE_MAX);
+    n += put_text(p + n, c->key, FRAME_KEY_MAX);
+    if (c->trace)
+        n += put_trace(p + n, c->trace);
+    if (!c->n_metadata) {
+        frame_put(b, FRAME_OPEN, 0, id, p, n);
+        return;
+    }
+    uint8_t *all = mem_alloc(n + room);
+    if (!all)
+        return; // the call then ends by its deadline, as when the buffer cannot grow
+    memcpy(all, p, n);
+    n += put_metadata(all + n, c->metadata, c->n_metadata);
+    frame_put(b, FRAME_OPEN, 0, id, all, n);
+    mem_free(all);
+}
+
+bool frame_metadata_next(const uint8_t **p, const uint8_t *end, struct rpc_metadata *ret,
+                         size_t *ret_key_len)
+{
+    if (*p >= end)
+        return false;
+    size_t key_len = *(*p)++;
+    if (key_len > (size_t)(end - *p) || !frame_metadata_key_ok((const char *)*p, key_len))
+        return false;
+    ret->key = (const char *)*p;
+    *ret_key_len = key_len;
+    *p += key_len;
+    uint64_t n;
+    if (!get_varint(p, end, UINT32_MAX, &n) || n > (uint64_t)(end - *p))
+        return false;
+    ret->value = *p;
+    ret->n_value = (size_t)n;
+    *p += n;
+    return true;
+}
+
+// Well-formed, and where it ends; too much of it is not malformed but refused with words.
+static bool get_metadata(const uint8_t **p, const uint8_t *end, struct frame_open *ret)
+{
+    uint64_t count;
+    if (!get_varint(p, end, UINT32_MAX, &count))
+        return false;
+    ret->metadata = *p;
+    size_t sum = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        struct rpc_metadata m;
+        size_t key_len;
+        if (!frame_metadata_next(p, end, &m, &key_len))
+            return false;
+        sum += key_len + m.n_value;
+    }
+    ret->n_metadata_bytes = (size_t)(*p - ret->metadata);
+    ret->metadata_too_much = count > RPC_METADATA_MAX || sum > RPC_METADATA_MAX_BYTES;
+    ret->n_metadata = ret->metadata_too_much ? 0 : (unsigned)count;
+    return true;
+}
+
+static bool get_trace(const uint8_t **p, const uint8_t *end, struct rpc_trace *ret)
+{
+    if (end - *p < 25)
+        return false;
+    memcpy(ret->trace_id, *p, 16);
+    memcpy(ret->span_id, *p + 16, 8);
+    ret->flags = (*p)[24];
+    *p += 25;
+    return true;
 }
 
 bool frame_open(const struct frame *f, struct frame_open *ret)
@@ -135,6 +244,11 @@ bool frame_open(const struct frame *f, struct frame_open *ret)
     if (p >= end)
         return false;
     ret->flags = *p++;
+    ret->trace = (struct rpc_trace){.flags = 0};
+    ret->metadata = NULL;
+    ret->n_metadata_bytes = 0;
+    ret->n_metadata = 0;
+    ret->metadata_too_much = false;
     if (!get_varint(&p, end, UINT32_MAX, &slot) ||
         !get_varint(&p, end, INT64_MAX, &ret->deadline_ms) ||
         !get_text(&p, end, ret->method, FRAME_METHOD_MAX) ||
@@ -142,8 +256,12 @@ bool frame_open(const struct frame *f, struct frame_open *ret)
         !get_text(&p, end, ret->key, FRAME_KEY_MAX))
         return false;
     ret->slot = (uint32_t)slot;
-    return true;
+    if ((ret->flags & FRAME_OPEN_TRACE) && !get_trace(&p, end, &ret->trace))
+        return false;
+    return !(ret->flags & FRAME_OPEN_METADATA) || get_metadata(&p, end, ret);
 }
+
+// ---------------------------------------------------------------- STATUS
 
 void frame_put_status(struct buf *b, uint32_t id, const struct frame_status *s)
 {
@@ -151,12 +269,18 @@ void frame_put_status(struct buf *b, uint32_t id, const struct frame_status *s)
         frame_put(b, FRAME_STATUS, 0, id, NULL, 0);
         return;
     }
-    uint8_t p[20 + sizeof s->msg];
+    uint8_t p[30 + sizeof s->msg + RPC_DETAILS_MAX_BYTES];
     size_t n = put_varint(p, (uint64_t)s->code);
     n += put_varint(p + n, s->retry_after_ms > 0 ? (uint64_t)s->retry_after_ms : 0);
     size_t len = strnlen(s->msg, sizeof s->msg);
+    n += put_varint(p + n, len);
     memcpy(p + n, s->msg, len);
-    frame_put(b, FRAME_STATUS, 0, id, p, n + len);
+    n += len;
+    if (s->n_details && s->n_details <= RPC_DETAILS_MAX_BYTES) {
+        memcpy(p + n, s->details, s->n_details);
+        n += s->n_details;
+    }
+    frame_put(b, FRAME_STATUS, 0, id, p, n);
 }
 
 bool frame_status(const struct frame *f, struct frame_status *ret)
@@ -165,15 +289,18 @@ bool frame_status(const struct frame *f, struct frame_status *ret)
     if (f->n == 0)
         return true;
     const uint8_t *p = f->p, *end = f->p + f->n;
-    uint64_t code, retry;
-    if (!get_varint(&p, end, UINT32_MAX, &code) || !get_varint(&p, end, INT64_MAX, &retry))
+    uint64_t code, retry, n;
+    if (!get_varint(&p, end, UINT32_MAX, &code) || !get_varint(&p, end, INT64_MAX, &retry) ||
+        !get_varint(&p, end, sizeof ret->msg - 1, &n) || n > (uint64_t)(end - p))
         return false;
-    size_t n = (size_t)(end - p);
-    if (n >= sizeof ret->msg || !str_is_utf8(p, n) || (n && memchr(p, 0, n)))
+    if (!str_is_utf8(p, (size_t)n) || (n && memchr(p, 0, (size_t)n)) ||
+        (size_t)(end - p) - n > RPC_DETAILS_MAX_BYTES)
         return false;
     ret->code = status_from_wire((unsigned)code);
     ret->retry_after_ms = (int64_t)retry;
     if (n)
-        memcpy(ret->msg, p, n);
+        memcpy(ret->msg, p, (size_t)n);
+    ret->n_details = (size_t)(end - p) - (size_t)n;
+    ret->details = ret->n_details ? p + n : NULL;
     return true;
 }

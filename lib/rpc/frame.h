@@ -9,6 +9,7 @@
 
 #include "base/buf.h"
 #include "base/err.h"
+#include "rpc/rpc.h"
 
 enum frame_type {
     FRAME_AUTH = 1,   // id = slot; payload = token, empty clears the slot
@@ -54,23 +55,48 @@ size_t frame_run(const uint8_t *p, size_t n, size_t max);
 #define FRAME_TOKEN_MAX 4096
 
 // OPEN: flags 1 | slot varint | deadline ms varint (0 none) | method | route | idempotency key,
-// each a length byte and bytes; anything behind is ignored.
+// each a length byte and bytes | with flag 02: trace id 16, span id 8, trace flags 1 | with flag
+// 04: metadata: count varint, then each a key (length byte, text) and a value (length varint,
+// bytes). Anything behind is ignored.
 #define FRAME_OPEN_FORWARDED 1U
+#define FRAME_OPEN_TRACE 2U
+#define FRAME_OPEN_METADATA 4U
 struct frame_open {
     unsigned flags;
     uint32_t slot; // 0 = no token
     uint64_t deadline_ms;
     char method[FRAME_METHOD_MAX + 1], route[FRAME_ROUTE_MAX + 1], key[FRAME_KEY_MAX + 1];
+    struct rpc_trace trace;  // zeros when none
+    const uint8_t *metadata; // borrowed: entries for frame_metadata_next()
+    size_t n_metadata_bytes;
+    unsigned n_metadata;    // entries
+    bool metadata_too_much; // over the limits of rpc.h: no entries are given
 };
-void frame_put_open(struct buf *b, uint32_t id, unsigned flags, uint32_t slot, uint64_t deadline_ms,
-                    const char *method, const char *route, const char *key);
+struct frame_call { // what an OPEN says; strings may be NULL
+    unsigned flags; // FRAME_OPEN_FORWARDED; the others follow from what is there
+    uint32_t slot;
+    uint64_t deadline_ms;
+    const char *method, *route, *key;
+    const struct rpc_trace *trace; // or NULL
+    const struct rpc_metadata *metadata;
+    size_t n_metadata;
+};
+void frame_put_open(struct buf *b, uint32_t id, const struct frame_call *c);
 bool frame_open(const struct frame *f, struct frame_open *ret) MUST_CHECK;
+// The next of a frame_open's entries, advancing *p. ret->key is not terminated: see *ret_key_len.
+bool frame_metadata_next(const uint8_t **p, const uint8_t *end, struct rpc_metadata *ret,
+                         size_t *ret_key_len);
+bool frame_metadata_key_ok(const char *key, size_t n); // 1..64 of [a-z0-9_.-]
 
-// STATUS: code varint | retry-after ms varint | message (UTF-8, the rest).
+// STATUS: code varint | retry-after ms varint | message length varint | message (UTF-8) | details,
+// a cauce.status.v1.Details: the rest.
 struct frame_status {
     enum status code;
     int64_t retry_after_ms; // 0 = not said
     char msg[240];
+    const uint8_t *details; // borrowed; of a flow's status: the flow's
+    size_t n_details;       // at most RPC_DETAILS_MAX_BYTES
 };
 void frame_put_status(struct buf *b, uint32_t id, const struct frame_status *s);
+// ret->details points into the frame.
 bool frame_status(const struct frame *f, struct frame_status *ret) MUST_CHECK;

@@ -167,7 +167,9 @@ static void expect_alive(struct peer *p)
 
 static void put_open(struct buf *b, uint32_t id, int method)
 {
-    frame_put_open(b, id, 0, 0, PATIENCE_MS, test_service.methods[method].name, "", "");
+    frame_put_open(b, id,
+                   &(struct frame_call){.deadline_ms = PATIENCE_MS,
+                                        .method = test_service.methods[method].name});
 }
 
 static void excess_bytes(struct peer *p, struct buf *b)

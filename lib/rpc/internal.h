@@ -228,6 +228,9 @@ struct call_spec { // what every attempt needs; strings borrowed
     const char *token, *route, *key;
     int64_t deadline_us;
     bool forwarded;
+    const struct rpc_trace *trace;       // borrowed until the attempt has begun; NULL: none
+    const struct rpc_metadata *metadata; // the same
+    size_t n_metadata;
     const void *req; // packed, or NULL for streams without one
     size_t req_len;
 };

@@ -473,8 +473,23 @@ static void test_frames_round_trip_and_refuse_damage(void **state)
     (void)state;
     AUTO(buf_done) struct buf b;
     buf_init(&b, 4096);
-    frame_put_open(&b, 300, FRAME_OPEN_FORWARDED, 7, 15000, "a.B.C", "video-1", "key");
-    struct frame_status st = {.code = STATUS_NOT_FOUND, .retry_after_ms = 9, .msg = "no hay"};
+    struct rpc_trace trace = {.trace_id = {1, 2, 3}, .span_id = {4}, .flags = 1};
+    struct rpc_metadata meta[] = {{"client", "cli/1", 5}, {"x-empty", NULL, 0}};
+    struct frame_call call = {.flags = FRAME_OPEN_FORWARDED,
+                              .slot = 7,
+                              .deadline_ms = 15000,
+                              .method = "a.B.C",
+                              .route = "video-1",
+                              .key = "key",
+                              .trace = &trace,
+                              .metadata = meta,
+                              .n_metadata = 2};
+    frame_put_open(&b, 300, &call);
+    struct frame_status st = {.code = STATUS_NOT_FOUND,
+                              .retry_after_ms = 9,
+                              .msg = "no hay",
+                              .details = (const uint8_t *)"\x0a\x01X",
+                              .n_details = 3};
     frame_put_status(&b, 5, &st);
     frame_put_number(&b, FRAME_ACK, 0, UINT64_MAX);
     frame_put(&b, FRAME_DATA, FRAME_LAST | FRAME_HALF, UINT32_MAX, "xyz", 3);
@@ -490,6 +505,17 @@ static void test_frames_round_trip_and_refuse_damage(void **state)
     assert_string_equal(o.key, "key");
     assert_int_equal(o.deadline_ms, 15000);
     assert_int_equal(o.slot, 7);
+    assert_memory_equal(&o.trace, &trace, sizeof trace);
+    assert_int_equal(o.n_metadata, 2);
+    const uint8_t *at = o.metadata;
+    struct rpc_metadata entry;
+    size_t key_len = 0;
+    assert_true(frame_metadata_next(&at, o.metadata + o.n_metadata_bytes, &entry, &key_len));
+    assert_true(key_len == 6 && memcmp(entry.key, "client", 6) == 0);
+    assert_true(entry.n_value == 5 && memcmp(entry.value, "cli/1", 5) == 0);
+    assert_true(frame_metadata_next(&at, o.metadata + o.n_metadata_bytes, &entry, &key_len));
+    assert_int_equal(entry.n_value, 0);
+    assert_false(frame_metadata_next(&at, o.metadata + o.n_metadata_bytes, &entry, &key_len));
     struct frame cut = f;
     for (cut.n = 0; cut.n < f.n; cut.n++)
         assert_false(frame_open(&cut, &o));
@@ -497,6 +523,8 @@ static void test_frames_round_trip_and_refuse_damage(void **state)
     assert_int_equal(got.code, STATUS_NOT_FOUND);
     assert_int_equal(got.retry_after_ms, 9);
     assert_string_equal(got.msg, "no hay");
+    assert_int_equal(got.n_details, 3);
+    assert_memory_equal(got.details, "\x0a\x01X", 3);
     assert_true(frame_next(&p, end, &f) && frame_number(&f, &v) && v == UINT64_MAX);
     assert_true(frame_next(&p, end, &f) && f.n == 3 && f.id == UINT32_MAX);
     assert_int_equal(f.flags, FRAME_LAST | FRAME_HALF);
@@ -506,8 +534,8 @@ static void test_frames_round_trip_and_refuse_damage(void **state)
     for (size_t n = 0; n < b.len; n++) { // no cut reads past its end
         uint8_t *copy = malloc(n + 1);
         memcpy(copy, b.data, n);
-        const uint8_t *at = copy;
-        while (frame_next(&at, copy + n, &f)) {
+        const uint8_t *left = copy;
+        while (frame_next(&left, copy + n, &f)) {
             int any = frame_open(&f, &o) + frame_status(&f, &got) + frame_number(&f, &v);
             assert_true(any <= 3);
         }
