@@ -1,6 +1,7 @@
 #include "rpc/test_util.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,6 +86,8 @@ static const struct rpc_method methods[] = {
     [FOR_CREATORS] = {"test.Notes.ForCreators", RPC_UNARY, ROLE_CREATOR, NOTE},
     [FOR_ADMINS] = {"test.Notes.ForAdmins", RPC_UNARY, ROLE_ADMIN, NOTE},
     [FOR_ORIGINS] = {"test.Notes.ForOrigins", RPC_UNARY, ROLE_NODE_ORIGIN, NOTE},
+    [NUMBERED] = {"test.Notes.Numbered", RPC_SERVER_STREAM, ROLE_ANON, NOTE},
+    [TALLY] = {"test.Notes.Tally", RPC_UNARY, ROLE_ANON, NOTE},
 };
 const struct rpc_service test_service = {"test.Notes", methods, N_METHODS};
 
@@ -274,11 +277,58 @@ static enum status do_who(struct rpc_call *c, const Note *req, Note *ret, struct
     return STATUS_OK;
 }
 
+void note_fill(uint8_t *dst, size_t n, int64_t number)
+{
+    for (size_t i = 0; i < n; i++)
+        dst[i] = (uint8_t)((uint64_t)number * 167 + i * 31 + ((uint64_t)number >> 8));
+}
+
+static enum status do_numbered(struct rpc_call *c, const Note *req, Note *ret, struct err *err)
+{
+    (void)ret;
+    struct world *w = rpc_call_self(c);
+    bool watched = strcmp(req->text, "watched") == 0;
+    Note n;
+    note_init(&n);
+    n.data.len = req->data.len;
+    n.data.data = arena_alloc(rpc_call_arena(c), req->data.len + 1);
+    if (!n.data.data)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
+    for (int64_t i = 0; i < req->number; i++) {
+        n.number = i;
+        note_fill(n.data.data, n.data.len, i);
+        enum status s = rpc_call_write(c, &n.base, err);
+        if (s != STATUS_OK)
+            return s;
+        if (watched)
+            w->n_written = i + 1;
+    }
+    return STATUS_OK;
+}
+
+// What a service does with an idempotency key: a second execution finds the effect of the first.
+static enum status do_tally(struct rpc_call *c, const Note *req, Note *ret, struct err *err)
+{
+    struct world *w = rpc_call_self(c);
+    if (req->number < 0 || req->number >= N_TALLIES)
+        return err_set(err, STATUS_OUT_OF_RANGE, "no such tally");
+    w->n_executed[req->number]++;
+    uint16_t none = 0;
+    if (rpc_call_idempotency_key(c)[0])
+        atomic_compare_exchange_strong(&w->n_effective[req->number], &none, 1);
+    else
+        w->n_effective[req->number]++;
+    *ret = *req;
+    return STATUS_OK;
+}
+
 static const handler handlers[] = {
-    [ECHO] = do_echo,        [ECHO_INLINE] = do_echo, [FAIL] = do_fail,       [WAIT] = do_wait,
-    [COUNT] = do_count,      [SUM] = do_sum,          [CHAT] = do_chat,       [LATER] = do_later,
-    [TICKER] = do_ticker,    [ONCE] = do_once,        [WHO] = do_who,         [FOR_USERS] = do_who,
-    [FOR_CREATORS] = do_who, [FOR_ADMINS] = do_who,   [FOR_ORIGINS] = do_who,
+    [ECHO] = do_echo,         [ECHO_INLINE] = do_echo, [FAIL] = do_fail,
+    [WAIT] = do_wait,         [COUNT] = do_count,      [SUM] = do_sum,
+    [CHAT] = do_chat,         [LATER] = do_later,      [TICKER] = do_ticker,
+    [ONCE] = do_once,         [WHO] = do_who,          [FOR_USERS] = do_who,
+    [FOR_CREATORS] = do_who,  [FOR_ADMINS] = do_who,   [FOR_ORIGINS] = do_who,
+    [NUMBERED] = do_numbered, [TALLY] = do_tally,
 };
 
 // Tokens of tests: "user", "creator", "admin" are those roles; "short" expires in 150 ms.

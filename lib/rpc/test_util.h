@@ -25,6 +25,8 @@ typedef struct note {
 } Note;
 extern const ProtobufCMessageDescriptor note_descriptor;
 void note_init(Note *n);
+void note_fill(uint8_t *dst, size_t n,
+               int64_t number); // bytes that tell one number's from another's
 
 enum {
     ECHO,        // any role; replies the request
@@ -42,8 +44,11 @@ enum {
     FOR_CREATORS,
     FOR_ADMINS,
     FOR_ORIGINS, // node role origin
+    NUMBERED,    // server stream: number notes from 0, each of data.len bytes of note_fill()
+    TALLY,       // counts executions, and effects by idempotency key; number < N_TALLIES
     N_METHODS
 };
+#define N_TALLIES 4096
 extern const struct rpc_service test_service;
 
 struct world {
@@ -59,6 +64,8 @@ struct world {
     _Atomic int n_cancelled, n_waiting, n_once, n_effects, n_verified;
     _Atomic int64_t last_left_ms;
     _Atomic size_t max_queued;
+    _Atomic int64_t n_written; // of NUMBERED's notes, by all calls that name the text "watched"
+    _Atomic uint16_t n_executed[N_TALLIES], n_effective[N_TALLIES];
 };
 
 void world_init(struct world *w);
