@@ -47,14 +47,23 @@ void call_unref(struct rpc_call *c)
 
 // ---------------------------------------------------------------- who may call
 
+bool rpc_server_trusts_peer(const struct rpc_server *s, const struct chan_peer *p)
+{
+    return p->link == CHAN_LINK_SERVICE && p->has_grant &&
+           p->grant.not_after_s > time_wall_ms() / 1000 &&
+           (!s->o.grant_ok || s->o.grant_ok(s->o.grant_ok_ud, p));
+}
+
+bool rpc_server_trusts_user(const struct rpc_server *s, const struct rpc_user *user)
+{
+    return user->exp_wall_ms > time_wall_ms() &&
+           (!s->o.user_ok || s->o.user_ok(s->o.user_ok_ud, user));
+}
+
 static unsigned node_roles(const struct rpc_call *c)
 {
     const struct chan_peer *p = chan_peer(c->flow.conn->chan);
-    const struct rpc_server_opts *o = &c->server->o;
-    if (c->forwarded || !p || p->link != CHAN_LINK_SERVICE || !p->has_grant)
-        return 0;
-    if (p->grant.not_after_s <= time_wall_ms() / 1000 ||
-        (o->grant_ok && !o->grant_ok(o->grant_ok_ud, p)))
+    if (c->forwarded || !p || !rpc_server_trusts_peer(c->server, p))
         return 0;
     return p->grant.role < 31 ? 1U << p->grant.role : 0;
 }
@@ -62,11 +71,7 @@ static unsigned node_roles(const struct rpc_call *c)
 static bool grant_is_good(const struct rpc_call *c)
 {
     const struct chan_peer *p = chan_peer(c->flow.conn->chan);
-    const struct rpc_server_opts *o = &c->server->o;
-    if (!p || p->link != CHAN_LINK_SERVICE)
-        return true;
-    return p->has_grant && p->grant.not_after_s > time_wall_ms() / 1000 &&
-           (!o->grant_ok || o->grant_ok(o->grant_ok_ud, p));
+    return !p || p->link != CHAN_LINK_SERVICE || rpc_server_trusts_peer(c->server, p);
 }
 
 enum status call_authorise(struct rpc_call *c, struct err *err)
@@ -80,6 +85,9 @@ enum status call_authorise(struct rpc_call *c, struct err *err)
         enum status s = token_verify(c->server->tokens, c->token, err);
         if (s != STATUS_OK)
             return s;
+        if (!rpc_server_trusts_user(c->server, &c->token->user))
+            return err_set(err, STATUS_UNAUTHENTICATED,
+                           "the login has ended or its rights have changed: renew the token");
         have |= ROLE_USER | (c->token->user.roles & USER_ROLES);
         if (have & ROLE_ADMIN)
             have |= USER_ROLES;

@@ -128,6 +128,7 @@ struct rpc_user {
     char name[65];
     char session[37]; // login session
     unsigned roles;   // ROLE_USER | ROLE_CREATOR | ROLE_ADMIN
+    int64_t epoch;    // of the user's rights when the token was made
     int64_t exp_wall_ms;
 };
 // Verify an access token; called on a pool thread, results are cached by token hash until they
@@ -136,6 +137,8 @@ typedef enum status (*rpc_verify_fn)(void *ud, const char *token, size_t len, st
                                      struct err *err);
 // Is this peer's grant still good (expiry, revocation)? Called per call, must not block.
 typedef bool (*rpc_grant_ok_fn)(void *ud, const struct chan_peer *peer);
+// Does a token that was verified before still count (revocation)? Called per call, must not block.
+typedef bool (*rpc_user_ok_fn)(void *ud, const struct rpc_user *user);
 
 struct rpc_server_opts {
     struct log *log;
@@ -146,6 +149,8 @@ struct rpc_server_opts {
     void *verify_ud;
     rpc_grant_ok_fn grant_ok; // NULL: expiry only
     void *grant_ok_ud;
+    rpc_user_ok_fn user_ok; // NULL: expiry only
+    void *user_ok_ud;
     unsigned max_calls_per_conn; // 0 = 128 on client links, 4096 between services
     unsigned n_io_threads;       // 0 = 2
     int64_t ping_after_ms;       // silence before a PING, twice that ends the connection; 0 = 10000
@@ -181,6 +186,10 @@ typedef enum status (*rpc_route_fn)(void *ud, const struct rpc_method *m, const 
 // known  table of all methods that may be forwarded (the gateway's view of every proto)
 void rpc_server_set_router(struct rpc_server *s, const struct rpc_service *const *known,
                            size_t n_known, rpc_route_fn fn, void *ud);
+
+// For what outlives a call, such as a subscription: would its caller still be let in?
+bool rpc_server_trusts_peer(const struct rpc_server *s, const struct chan_peer *peer);
+bool rpc_server_trusts_user(const struct rpc_server *s, const struct rpc_user *user);
 
 void rpc_server_close(struct rpc_server *s); // no new calls (GOAWAY), never blocks
 void rpc_server_stop(struct rpc_server *s,
