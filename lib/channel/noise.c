@@ -211,6 +211,11 @@ enum status noise_init(struct noise *n, const struct noise_opts *o, struct err *
     return STATUS_OK;
 }
 
+void noise_set_psk(struct noise *n, const uint8_t psk[32])
+{
+    memcpy(n->psk, psk, sizeof(n->psk));
+}
+
 void noise_wipe(struct noise *n)
 {
     crypto_wipe(n, sizeof(*n));

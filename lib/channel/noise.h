@@ -1,6 +1,6 @@
 #pragma once
 // Noise handshakes (revision 34) over 25519 and BLAKE2b; the pattern is data. Private to this
-// folder and its tests; the protocol itself uses NK and IK with ChaChaPoly.
+// folder and its tests; the protocol itself uses NK, IK and XXpsk3 with ChaChaPoly.
 //
 // source  https://noiseprotocol.org/noise.html, section numbers in noise.c
 #include <stdbool.h>
@@ -55,6 +55,9 @@ struct noise_opts {
 
 // errors  INVALID_ARGUMENT: unknown protocol, or a key that its pattern needs is missing
 enum status noise_init(struct noise *n, const struct noise_opts *o, struct err *err) MUST_CHECK;
+// The key of a psk pattern, when the peer's first message had to tell which: noise_init() was given
+// any. Before the message that has the token.
+void noise_set_psk(struct noise *n, const uint8_t psk[32]);
 void noise_wipe(struct noise *n);
 
 // Is it our turn to write?
