@@ -200,10 +200,34 @@ static void write_line(struct sink *s, const uint8_t *p, size_t n)
     pthread_mutex_unlock(&s->lock);
 }
 
+// A thread works for one call at a time, and lines far below the handler must name its trace too.
+static _Thread_local const uint8_t *thread_trace;
+
+const uint8_t *log_set_trace(const uint8_t *trace_id)
+{
+    const uint8_t *before = thread_trace;
+    thread_trace = trace_id;
+    return before;
+}
+
+static bool put_trace(struct buf *b, bool json)
+{
+    char hex[33];
+    if (!thread_trace)
+        return true;
+    str_hex(hex, thread_trace, 16);
+    return put_field(b, &F_STR("trace", hex), json);
+}
+
+bool log_is_on(const struct log *l, enum log_level level)
+{
+    return l && l->sink && level < LOG_OFF && (int)level >= atomic_load(&l->sink->level);
+}
+
 void log_write(struct log *l, enum log_level level, const char *event,
                const struct log_field *fields, size_t n)
 {
-    if (!l || !l->sink || level >= LOG_OFF || (int)level < atomic_load(&l->sink->level))
+    if (!log_is_on(l, level))
         return;
     int saved_errno = errno;
     bool json = l->sink->json;
@@ -211,7 +235,7 @@ void log_write(struct log *l, enum log_level level, const char *event,
     // Never grows: limit stays below cap. The tail's bytes are kept back until all fields are in.
     struct buf b = {.data = text, .cap = sizeof text, .limit = sizeof text - 1 - TAIL_BYTES};
     put_head(&b, level, event, json);
-    bool whole = put_inherited(&b, l, json);
+    bool whole = put_inherited(&b, l, json) && put_trace(&b, json);
     for (size_t i = 0; i < n; i++)
         whole &= put_field(&b, &fields[i], json);
     b.limit = sizeof text - 1;

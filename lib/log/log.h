@@ -39,6 +39,11 @@ DEFINE_AUTO(struct log, log_free)
 void log_set_level(struct log *l, enum log_level level);
 bool log_level_parse(const char *name, enum log_level *ret); // debug info warn error off
 
+// Lines that this thread writes carry trace=<hex of these 16 bytes>, which stay borrowed until
+// another call; NULL ends it. Returns what was set before.
+const uint8_t *log_set_trace(const uint8_t *trace_id);
+bool log_is_on(const struct log *l, enum log_level level); // whether a line would be written
+
 void log_write(struct log *l, enum log_level level, const char *event,
                const struct log_field *fields, size_t n);
 

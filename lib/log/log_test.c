@@ -149,6 +149,22 @@ static void test_log_lines_of_threads_do_not_mix(void **state)
     assert_int_equal(lines, 400);
 }
 
+static void test_log_lines_of_a_thread_carry_its_trace(void **state)
+{
+    struct capture *c = *state;
+    static const uint8_t id[16] = {0x4b, 0xf9, 0x2f, 0x35, 0x77, 0xb3, 0x4d, 0xa6,
+                                   0xa3, 0xce, 0x92, 0x9d, 0x0e, 0x0e, 0x47, 0x36};
+    AUTO(log_free_p) struct log *root = log_new(c->fd, LOG_INFO, false);
+    AUTO(log_free_p) struct log *role = log_with(root, "role", "origin");
+    assert_null(log_set_trace(id));
+    log_info(role, "ready", F_I64("n", 1));
+    assert_ptr_equal(log_set_trace(NULL), id);
+    log_info(role, "over", F_I64("n", 2));
+    const char *s = text(c);
+    assert_non_null(strstr(s, "ready role=origin trace=4bf92f3577b34da6a3ce929d0e0e4736 n=1\n"));
+    assert_non_null(strstr(s, "over role=origin n=2\n"));
+}
+
 static void test_log_level_names(void **state)
 {
     (void)state;
@@ -170,6 +186,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_log_null_and_failed_memory_drop_lines, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(test_log_lines_of_threads_do_not_mix, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_log_lines_of_a_thread_carry_its_trace, setup,
+                                        teardown),
         cmocka_unit_test(test_log_level_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

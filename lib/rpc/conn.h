@@ -74,6 +74,8 @@ struct flow {
     bool raw;         // forwarded: fragments are handed over as they come
     bool is_unary_in; // the peer sends exactly one message
     int64_t deadline_us;
+    const char *label;            // the method, for messages about it; static
+    uint64_t bytes_in, bytes_out; // of messages, so far
 
     struct chunk *tx_head, **tx_tail;
     size_t tx_queued;

@@ -1,5 +1,6 @@
 // Receiving: what one message of the transport means. Nothing here waits or calls an owner; flows
 // are marked and told when the lock is released.
+#include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -141,10 +142,14 @@ static void on_data(struct conn *c, const struct frame *fr)
         return;
     }
     conn_touch(c, f);
+    f->bytes_in += fr->n;
     bool last = fr->flags & FRAME_LAST;
     struct rx_msg *m = NULL;
     if (f->part_len + fr->n > RPC_MAX_MESSAGE_BYTES) {
-        rx_refuse(c, f, STATUS_RESOURCE_EXHAUSTED, "message too large");
+        char why[160];
+        snprintf(why, sizeof why, "%s: a message of %zu bytes or more: at most %u",
+                 f->label ? f->label : "call", f->part_len + fr->n, RPC_MAX_MESSAGE_BYTES);
+        rx_refuse(c, f, STATUS_RESOURCE_EXHAUSTED, why);
         return;
     }
     if (f->raw || last) {

@@ -74,6 +74,7 @@ static size_t take_flow(struct conn *c, struct flow *f, uint8_t *dst, size_t roo
         memcpy(dst + out, ch->data + ch->off, n);
         out += n;
         moved += n + FRAME_DATA_COST;
+        f->bytes_out += n;
         ch->off += n;
         f->tx_queued -= n;
         c->tx_queued -= n;

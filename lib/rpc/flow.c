@@ -214,6 +214,7 @@ bool flow_push_small(struct flow *f, const void *p, size_t n, bool half)
         return true;
     frame_put(&c->calls, FRAME_DATA, FRAME_LAST | (half ? FRAME_HALF : 0U), f->id, p, n);
     f->tx_credit -= cost;
+    f->bytes_out += n;
     if (conn_has_tx_credit(c))
         c->tx_credit -= cost;
     f->tx_half |= half;
