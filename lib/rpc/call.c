@@ -77,6 +77,13 @@ static bool grant_is_good(const struct rpc_call *c)
 enum status call_authorise(struct rpc_call *c, struct err *err)
 {
     const struct rpc_method *m = c->entry->m;
+    const struct chan_peer *peer = chan_peer(c->flow.conn->chan);
+    if (peer->link == CHAN_LINK_ENROL) {
+        c->authorised = m->allow & ROLE_JOINER;
+        return c->authorised ? STATUS_OK
+                             : err_set(err, STATUS_PERMISSION_DENIED,
+                                       "%s: a join secret opens enrolment only", m->name);
+    }
     if (!grant_is_good(c))
         return err_set(err, STATUS_PERMISSION_DENIED,
                        "the node's grant has expired or was revoked");
@@ -173,8 +180,9 @@ void call_answer(struct rpc_call *c, enum status s, const ProtobufCMessage *repl
                                    .msg = "the reply is too large"};
     }
     conn_lock(c->flow.conn);
-    // The handler was told to stop because time was up: the caller hears why.
-    if (s == STATUS_CANCELLED && c->flow.status.code == STATUS_DEADLINE_EXCEEDED)
+    // The handler was told to stop, because time was up or a grant was revoked: say why.
+    if (s == STATUS_CANCELLED && (c->flow.status.code == STATUS_DEADLINE_EXCEEDED ||
+                                  c->flow.status.code == STATUS_PERMISSION_DENIED))
         st = c->flow.status;
     finish_locked(c, &st);
 }

@@ -240,6 +240,14 @@ static void expire(struct conn *c, int64_t now_us, int64_t *next)
     }
 }
 
+void conn_end_at(struct conn *c, int64_t at_us, const char *why)
+{
+    c->end_at_us = at_us;
+    c->end_why = why;
+    if (at_us)
+        conn_want_tick(c, at_us);
+}
+
 int64_t conn_tick(struct conn *c, int64_t now_us)
 {
     conn_lock(c);
@@ -254,6 +262,8 @@ int64_t conn_tick(struct conn *c, int64_t now_us)
             conn_kill(c, "the handshake took too long");
         else if (!half_open && (silent >= 2 * c->o.ping_us || now_us - oldest >= 2 * c->o.ping_us))
             conn_kill(c, "the peer is silent");
+        else if (c->end_at_us && now_us >= c->end_at_us)
+            conn_kill(c, c->end_why);
         if (!c->dead && !half_open && silent >= c->o.ping_us && !c->pinged) {
             frame_put(&c->control, FRAME_PING, 0, 0, NULL, 0);
             c->pinged = true;
@@ -263,6 +273,8 @@ int64_t conn_tick(struct conn *c, int64_t now_us)
         if (conn_n_unacked(c) && !half_open && oldest + 2 * c->o.ping_us < next)
             next = oldest + 2 * c->o.ping_us;
         expire(c, now_us, &next);
+        if (c->end_at_us && c->end_at_us < next)
+            next = c->end_at_us;
         c->next_tick_us = c->dead ? TIME_NEVER : next;
     }
     next = c->next_tick_us;

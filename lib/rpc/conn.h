@@ -212,6 +212,12 @@ struct conn {
 
     uint64_t bytes_in, bytes_out;
     char why[96]; // of its death
+    int64_t end_at_us; // conn_end_at(); 0 = not set
+    const char *end_why;
+
+    // renewals of the session, dialling side
+    int64_t renewed_us;
+    uint64_t renewed_bytes;
 };
 
 // Consumes o->chan, also on failure.
@@ -234,6 +240,8 @@ void conn_goaway(struct conn *c);
 void conn_refuse(struct conn *c, uint32_t id, enum status code, const char *msg);
 void conn_call_closed(struct conn *c); // server: a call that sends no STATUS is over
 void conn_want_tick(struct conn *c, int64_t at_us);
+// Ends by itself at that time, unless it does before; why is static. 0 takes it back.
+void conn_end_at(struct conn *c, int64_t at_us, const char *why);
 
 // Register f under a fresh id (client; id 0) or the peer's. False: out of memory or id taken. Takes
 // a reference of f.

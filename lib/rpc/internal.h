@@ -58,11 +58,13 @@ struct method_entry {
 struct listener {
     struct rpc_server *server;
     struct transport *transport;
-    bool is_public;
+    bool is_public; // clients, or newcomers: limits of a client link
+    unsigned links; // which kind of handshake: bits 1U << enum chan_link
 };
 
 struct rpc_server {
     struct rpc_server_opts o;
+    struct chan_local *local; // who we are in handshakes
     pthread_mutex_t lock; // taken inside a connection's lock, never around it
     pthread_cond_t cond;  // calls ended, connections went idle
     struct listener listeners[MAX_LISTENERS];

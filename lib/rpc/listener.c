@@ -241,8 +241,7 @@ static bool on_attach(void *ud, uint32_t pipe)
     if (s->is_closing)
         return false;
     struct err err = ERR_INIT;
-    unsigned links = l->is_public ? 1U << CHAN_LINK_CLIENT : 1U << CHAN_LINK_SERVICE;
-    struct chan *chan = chan_new_responder(links, s->o.identity, s->o.trust, &err);
+    struct chan *chan = chan_accept(s->local, l->links, &err);
     if (!chan)
         return false;
     struct conn_opts o = {.ops = s->o.transport,
@@ -350,21 +349,34 @@ static enum status raise_file_limit(struct rpc_server *s, bool is_public, struct
     return STATUS_OK;
 }
 
-enum status rpc_server_listen(struct rpc_server *s, const char *url, bool is_public, char *ret_url,
-                              struct err *err)
+static enum status listen_for(struct rpc_server *s, const char *url, enum chan_link link,
+                              char *ret_url, struct err *err)
 {
     if (s->n_listeners == MAX_LISTENERS)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "listen on %s: more than %d listeners", url,
                        MAX_LISTENERS);
-    enum status st = raise_file_limit(s, is_public, err);
+    enum status st = raise_file_limit(s, link == CHAN_LINK_CLIENT, err);
     if (st != STATUS_OK)
         return st;
     s->is_listening = true;
     struct listener *l = &s->listeners[s->n_listeners];
-    *l = (struct listener){.server = s, .is_public = is_public};
+    *l = (struct listener){
+        .server = s, .is_public = link != CHAN_LINK_SERVICE, .links = 1U << link};
     st =
         s->o.transport->listen(url, &listener_events, l, ret_url, RPC_URL_SIZE, &l->transport, err);
     if (st == STATUS_OK)
         s->n_listeners++;
     return st;
+}
+
+enum status rpc_server_listen(struct rpc_server *s, const char *url, bool is_public, char *ret_url,
+                              struct err *err)
+{
+    return listen_for(s, url, is_public ? CHAN_LINK_CLIENT : CHAN_LINK_SERVICE, ret_url, err);
+}
+
+enum status rpc_server_listen_enrol(struct rpc_server *s, const char *url, char *ret_url,
+                                    struct err *err)
+{
+    return listen_for(s, url, CHAN_LINK_ENROL, ret_url, err);
 }

@@ -26,7 +26,8 @@ enum {
     ROLE_ANON = 1U << 1, // no token needed; still only through a sealed connection
     ROLE_USER = 1U << 2, // any signed-in user
     ROLE_CREATOR = 1U << 3,
-    ROLE_ADMIN = 1U << 4, // user role admin; passes wherever USER or CREATOR does
+    ROLE_ADMIN = 1U << 4,  // user role admin; passes wherever USER or CREATOR does
+    ROLE_JOINER = 1U << 5, // a newcomer that knows a join secret: enrolment, and nothing else
     ROLE_NODE_SESSION = 1U << 8,
     ROLE_NODE_ORCHESTRATOR = 1U << 9,
     ROLE_NODE_TRANSCODE = 1U << 10,
@@ -142,9 +143,11 @@ typedef bool (*rpc_user_ok_fn)(void *ud, const struct rpc_user *user);
 
 struct rpc_server_opts {
     struct log *log;
-    const struct chan_identity *identity; // our static key and grant; borrowed
-    const struct chan_trust *trust;       // operator key: whose grants we accept on IK; borrowed
-    struct work_pool *pool;               // runs handlers; borrowed
+    const struct chan_identity *identity; // our static key and grant; copied
+    const struct chan_trust *trust;       // operator key: whose grants we accept on IK; copied
+    chan_join_fn join;                    // rpc_server_listen_enrol(): the secrets that open it
+    void *join_ud;
+    struct work_pool *pool; // runs handlers; borrowed
     rpc_verify_fn verify;                 // NULL: every token is refused
     void *verify_ud;
     rpc_grant_ok_fn grant_ok; // NULL: expiry only
@@ -164,6 +167,18 @@ struct rpc_server *rpc_server_new(const struct rpc_server_opts *o, struct err *e
 #define RPC_URL_SIZE 160
 enum status rpc_server_listen(struct rpc_server *s, const char *url, bool is_public, char *ret_url,
                               struct err *err) MUST_CHECK;
+// For newcomers (XXpsk3) that know a secret of opts.join; they may call methods that allow
+// ROLE_JOINER and no others.
+enum status rpc_server_listen_enrol(struct rpc_server *s, const char *url, char *ret_url,
+                                    struct err *err) MUST_CHECK;
+// We have another grant, or another key. From the next handshake on, also inside open sessions.
+// other: NULL, or the one besides it that clients may still, or already, dial.
+void rpc_server_set_identity(struct rpc_server *s, const struct chan_identity *id,
+                             const struct chan_identity *other);
+// Ask about each peer's grant again: when some may have been revoked, and once a second or so for
+// those that expire. What is open of a peer that is no longer good ends with PERMISSION_DENIED, and
+// its connection a second later. Does not block.
+void rpc_server_check_grants(struct rpc_server *s);
 
 // Untyped core of the generated x_serve(): handlers[i] serves methods[i] through thunks[i]. Must
 // precede listen.

@@ -160,9 +160,12 @@ struct rpc_server *rpc_server_new(const struct rpc_server_opts *o, struct err *e
     list_init(&s->late_calls);
     s->max_half_open = HALF_OPEN_MAX;
     s->tokens = token_cache_new(o->verify, o->verify_ud);
+    s->local = chan_local_new(o->identity, o->trust);
+    if (s->local)
+        chan_local_set_join(s->local, o->join, o->join_ud);
     s->io = work_pool_new("rpc-io", o->n_io_threads ? o->n_io_threads : DEFAULT_IO_THREADS, 65536);
     s->clock = clock_new(on_tick, s);
-    if (!s->tokens || !s->io || !s->clock) {
+    if (!s->tokens || !s->local || !s->io || !s->clock) {
         err_set(err, STATUS_RESOURCE_EXHAUSTED, "server: cannot start threads");
         rpc_server_free(s);
         return NULL;
@@ -300,6 +303,7 @@ void rpc_server_free(struct rpc_server *s)
     clock_free(s->clock);
     work_pool_free(s->io);
     token_cache_free(s->tokens);
+    chan_local_unref(s->local);
     for (size_t i = 0; i < N_METHOD_BUCKETS; i++) {
         while (s->methods[i]) {
             struct method_entry *next = s->methods[i]->next;
