@@ -296,11 +296,25 @@ static const ProtobufCFieldDescriptor *find_field(const ProtobufCMessageDescript
     return NULL;
 }
 
+// Descriptors made at run time have no message_init.
+static void init_fields(ProtobufCMessage *m, const ProtobufCMessageDescriptor *d)
+{
+    m->descriptor = d;
+    for (unsigned i = 0; i < d->n_fields; i++)
+        if (d->fields[i].default_value && d->fields[i].type == PROTOBUF_C_TYPE_STRING &&
+            d->fields[i].label != PROTOBUF_C_LABEL_REPEATED &&
+            !(d->fields[i].flags & PROTOBUF_C_FIELD_FLAG_ONEOF))
+            memcpy(member_at_mutable(m, d->fields[i].offset), &d->fields[i].default_value,
+                   sizeof(void *));
+}
+
 static ProtobufCMessage *message_new(const ProtobufCMessageDescriptor *d, struct arena *a)
 {
     ProtobufCMessage *m = arena_alloc(a, d->sizeof_message);
-    if (m)
+    if (m && d->message_init)
         d->message_init(m);
+    else if (m)
+        init_fields(m, d);
     return m;
 }
 

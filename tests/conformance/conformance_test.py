@@ -246,9 +246,9 @@ class Conformance(PlatformTest):
 
     def test_spending_more_credit_than_given_closes_the_connection(self):
         c = self.signed_in()
-        call = c.open("cauce.origin.v1.Upload.Put", slot=1, deadline_ms=60000)
+        call = c.open("cauce.session.v1.Session.Login", deadline_ms=60000)
         with self.assertRaises(wire.WireError):
-            for _ in range(40):
+            for _ in range(4):
                 c.send(wire.DATA, call.id, bytes(wire.PIECE))
             c.flush()
             c.wait(lambda: False, 10)
