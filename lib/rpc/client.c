@@ -255,8 +255,6 @@ struct rpc_client *rpc_client_new(const struct rpc_client_opts *o, struct err *e
         return NULL;
     }
     cl->o = *o;
-    if (!cl->o.transport)
-        cl->o.transport = &transport_nng;
     if (cl->o.connect_timeout_ms == 0)
         cl->o.connect_timeout_ms = DEFAULT_CONNECT_MS;
     if (cl->o.ping_after_ms == 0)

@@ -159,6 +159,7 @@ struct conn {
     struct conn_opts o;
     struct chan *chan;
     bool ready, confirmed, dead, draining;
+    bool input_corked; // the transport has more at hand
     unsigned corked;
     int64_t born_us, now_us;
 
@@ -228,8 +229,9 @@ void conn_lock(struct conn *c);
 void conn_unlock(struct conn *c);
 
 void conn_start(struct conn *c); // dialling side: sends the first handshake message
-// One message from the transport; consumed. Takes the lock itself.
-void conn_input(struct conn *c, struct transport_msg *m);
+// One message from the transport; consumed. Takes the lock itself. more: another comes at once, and
+// what this one causes may leave together with what that one does.
+void conn_input(struct conn *c, struct transport_msg *m, bool more);
 void conn_slot_free(struct conn *c);
 void conn_kill(struct conn *c, const char *why);                  // twice is fine
 void conn_end(struct conn *c, enum status code, const char *why); // the same; flows end with code

@@ -333,9 +333,12 @@ static void receive(struct conn *c, uint8_t *p, size_t n)
         conn_kill(c, "closed by the peer");
 }
 
-void conn_input(struct conn *c, struct transport_msg *m)
+void conn_input(struct conn *c, struct transport_msg *m, bool more)
 {
     conn_lock(c);
+    c->corked -= c->input_corked;
+    c->corked += more;
+    c->input_corked = more;
     if (!c->dead)
         receive(c, c->o.ops->msg_data(m), c->o.ops->msg_size(m));
     c->o.ops->msg_free(m);

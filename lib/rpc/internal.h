@@ -57,6 +57,7 @@ struct method_entry {
 
 struct listener {
     struct rpc_server *server;
+    const struct transport_ops *ops;
     struct transport *transport;
     bool is_public; // clients, or newcomers: limits of a client link
     unsigned links; // which kind of handshake: bits 1U << enum chan_link
@@ -162,6 +163,7 @@ struct link { // a socket and dialer for one endpoint, and the connection it has
     struct rpc_client *client;
     struct endpoint *endpoint;
     struct list all; // client's links
+    const struct transport_ops *ops;
     struct transport *transport;
     pthread_mutex_t lock;
     struct conn *conn;

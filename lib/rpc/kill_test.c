@@ -59,24 +59,25 @@ static void tap_detach(void *ud, uint32_t pipe)
     pthread_mutex_unlock(&tap_lock);
 }
 
-static void tap_receive(void *ud, uint32_t pipe, struct transport_msg *m)
+static void tap_receive(void *ud, uint32_t pipe, struct transport_msg *m, bool more)
 {
     struct tap *t = ud;
-    t->ev->receive(t->ud, pipe, m);
+    t->ev->receive(t->ud, pipe, m, more);
     pthread_mutex_lock(&tap_lock);
     t->n_received++;
     pthread_cond_broadcast(&tap_cond);
     pthread_mutex_unlock(&tap_lock);
 }
 
-static void tap_sent(void *ud)
+static void tap_sent(void *ud, uint32_t pipe)
 {
     struct tap *t = ud;
     if (t->ev->sent)
-        t->ev->sent(t->ud);
+        t->ev->sent(t->ud, pipe);
 }
 
-static const struct transport_events tap_events = {tap_attach, tap_detach, tap_receive, tap_sent};
+static const struct transport_events tap_events = {
+    .attach = tap_attach, .detach = tap_detach, .receive = tap_receive, .sent = tap_sent};
 
 static struct tap *tap_new(const struct transport_events *ev, void *ud, bool is_server)
 {

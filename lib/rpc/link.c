@@ -164,21 +164,21 @@ struct conn *link_conn(struct link *l)
     return c;
 }
 
-static void on_receive(void *ud, uint32_t pipe, struct transport_msg *m)
+static void on_receive(void *ud, uint32_t pipe, struct transport_msg *m, bool more)
 {
     struct link *l = ud;
     struct conn *c = link_conn(l);
     if (c && c->o.pipe == pipe)
-        conn_input(c, m);
+        conn_input(c, m, more);
     else
-        l->client->o.transport->msg_free(m);
+        l->ops->msg_free(m);
     conn_unref(c);
 }
 
-static void on_sent(void *ud)
+static void on_sent(void *ud, uint32_t pipe)
 {
     struct conn *c = link_conn(ud);
-    if (c)
+    if (c && c->o.pipe == pipe)
         conn_slot_free(c);
     conn_unref(c);
 }
@@ -196,14 +196,14 @@ void link_free(struct link *l)
 {
     if (!l)
         return;
-    if (l->transport)
-        l->client->o.transport->free(l->transport);
-    if (l->conn) {
+    if (l->conn) { // it must not send to what is freed
         conn_lock(l->conn);
         conn_kill(l->conn, "closed");
         conn_unlock(l->conn);
-        conn_unref(l->conn);
     }
+    if (l->transport)
+        l->ops->free(l->transport);
+    conn_unref(l->conn);
     pthread_mutex_destroy(&l->lock);
     mem_free(l);
 }
@@ -215,9 +215,10 @@ enum status link_open(struct rpc_client *cl, struct endpoint *e, struct err *err
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "dial %s: out of memory", e->url);
     l->client = cl;
     l->endpoint = e;
+    l->ops = transport_for(cl->o.transport, e->url);
     list_init(&l->all);
     pthread_mutex_init(&l->lock, NULL);
-    enum status s = cl->o.transport->dial(e->url, &link_events, l, &l->transport, err);
+    enum status s = l->ops->dial(e->url, &link_events, l, &l->transport, err);
     if (s != STATUS_OK) {
         link_free(l);
         return s;
@@ -235,7 +236,7 @@ static void link_drop_conn(struct link *l)
     conn_lock(c);
     conn_kill(c, "the server closed the connection");
     conn_unlock(c);
-    l->client->o.transport->quiesce(l->transport);
+    l->ops->quiesce(l->transport);
     pthread_mutex_lock(&l->lock);
     l->conn = NULL;
     l->lost = false;
@@ -250,7 +251,7 @@ static void link_new_conn(struct link *l, uint32_t pipe)
     bool as_service = cl->o.identity != NULL;
     struct chan *chan = chan_new_initiator(as_service ? CHAN_LINK_SERVICE : CHAN_LINK_CLIENT,
                                            l->endpoint->key, cl->o.identity, cl->o.trust, &err);
-    struct conn_opts o = {.ops = cl->o.transport,
+    struct conn_opts o = {.ops = l->ops,
                           .t = l->transport,
                           .pipe = pipe,
                           .chan = chan,
@@ -263,7 +264,7 @@ static void link_new_conn(struct link *l, uint32_t pipe)
     if (!c) {
         log_error(cl->o.log, "rpc_connect_failed", F_STR("endpoint", l->endpoint->url),
                   F_ERR(&err));
-        cl->o.transport->drop(l->transport, pipe);
+        l->ops->drop(l->transport, pipe);
         return;
     }
     pthread_mutex_lock(&l->lock);

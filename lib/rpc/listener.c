@@ -188,7 +188,7 @@ static void run_inbox(void *ud)
             break; // inbox_scheduled stays set: nothing runs here again
         }
         if (m) {
-            conn_input(c, m);
+            conn_input(c, m, false);
             n++;
         }
         if (!m || n >= INBOX_ROUND) {
@@ -212,12 +212,12 @@ static void deliver(struct rpc_server *s, struct conn *c, struct transport_msg *
     bool schedule = false;
     pthread_mutex_lock(&c->inbox_lock);
     if (c->inbox_closed) {
-        s->o.transport->msg_free(m);
+        c->o.ops->msg_free(m);
     } else if (m && c->inbox_len < CONN_INBOX_MAX) {
         c->inbox[(c->inbox_head + c->inbox_len++) % CONN_INBOX_MAX] = m;
         schedule = true;
     } else { // gone, or it ignores our acknowledgements
-        s->o.transport->msg_free(m);
+        c->o.ops->msg_free(m);
         c->inbox_closed = true;
         c->inbox_why = m ? "too many records at once" : why;
         schedule = true;
@@ -244,7 +244,7 @@ static bool on_attach(void *ud, uint32_t pipe)
     struct chan *chan = chan_accept(s->local, l->links, &err);
     if (!chan)
         return false;
-    struct conn_opts o = {.ops = s->o.transport,
+    struct conn_opts o = {.ops = l->ops,
                           .t = l->transport,
                           .pipe = pipe,
                           .chan = chan,
@@ -288,12 +288,13 @@ static void on_detach(void *ud, uint32_t pipe)
     conn_unref(c);
 }
 
-static void on_receive(void *ud, uint32_t pipe, struct transport_msg *m)
+static void on_receive(void *ud, uint32_t pipe, struct transport_msg *m, bool more)
 {
+    (void)more; // the inbox shows
     struct listener *l = ud;
     struct conn *c = find_conn(l->server, pipe);
     if (!c) {
-        l->server->o.transport->msg_free(m);
+        l->ops->msg_free(m);
         return;
     }
     deliver(l->server, c, m, NULL);
@@ -361,9 +362,11 @@ static enum status listen_for(struct rpc_server *s, const char *url, enum chan_l
     s->is_listening = true;
     struct listener *l = &s->listeners[s->n_listeners];
     *l = (struct listener){
-        .server = s, .is_public = link != CHAN_LINK_SERVICE, .links = 1U << link};
-    st =
-        s->o.transport->listen(url, &listener_events, l, ret_url, RPC_URL_SIZE, &l->transport, err);
+        .server = s,
+        .ops = transport_for(s->o.transport, url),
+        .is_public = link != CHAN_LINK_SERVICE,
+        .links = 1U << link};
+    st = l->ops->listen(url, &listener_events, l, ret_url, RPC_URL_SIZE, &l->transport, err);
     if (st == STATUS_OK)
         s->n_listeners++;
     return st;

@@ -145,8 +145,6 @@ struct rpc_server *rpc_server_new(const struct rpc_server_opts *o, struct err *e
         return NULL;
     }
     s->o = *o;
-    if (!s->o.transport)
-        s->o.transport = &transport_nng;
     if (s->o.ping_after_ms == 0)
         s->o.ping_after_ms = DEFAULT_PING_MS;
     pthread_mutex_init(&s->lock, NULL);
@@ -182,7 +180,7 @@ void rpc_server_close(struct rpc_server *s)
     if (was)
         return;
     for (size_t i = 0; i < s->n_listeners; i++)
-        s->o.transport->stop_accepting(s->listeners[i].transport);
+        s->listeners[i].ops->stop_accepting(s->listeners[i].transport);
     size_t n;
     struct conn **all = server_conns(s, &n);
     for (size_t i = 0; i < n; i++) {
@@ -280,7 +278,7 @@ void rpc_server_stop(struct rpc_server *s, int64_t grace_ms)
     while (!wait_for(s, no_live_calls, time_deadline_in_ms(10000)))
         log_warn(s->o.log, "rpc_stop_waits_for_handlers", F_I64("calls", s->n_live));
     for (size_t i = 0; i < s->n_listeners; i++)
-        s->o.transport->free(s->listeners[i].transport);
+        s->listeners[i].ops->free(s->listeners[i].transport);
     work_pool_stop(s->io);
     clock_stop(s->clock);
     s->is_stopped = true;

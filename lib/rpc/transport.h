@@ -12,29 +12,50 @@
 struct transport;
 struct transport_msg;
 
+// Where a peer calls from, as far as limits tell peers apart: IPv4 whole, of IPv6 the /64.
+struct transport_addr {
+    uint8_t family;   // 4, 6; 0: this machine (ipc, inproc)
+    uint8_t bytes[8]; // 4 or 8 of them, the others zero
+};
+
 struct transport_events {
-    // A pipe exists. False refuses it; no further event names it then.
+    // A pipe exists. False refuses it; no further event names it then. A listening transport that
+    // is_serial tells before it has heard anything of the peer.
     bool (*attach)(void *ud, uint32_t pipe);
-    // The pipe is gone: the last event that names it, though a message of it may arrive later.
+    // The pipe is gone: the last event that names it (sent() excepted), though a message of it may
+    // arrive later unless the transport is_serial.
     void (*detach)(void *ud, uint32_t pipe);
-    // A message; owned by the callee. In order per pipe.
-    void (*receive)(void *ud, uint32_t pipe, struct transport_msg *m);
-    // Dialling side: a message was taken (or given up) and its send slot is free. May be NULL.
-    void (*sent)(void *ud);
+    // A message; owned by the callee. In order per pipe. more: another one is at hand and comes at
+    // once, so that answers may wait for it.
+    void (*receive)(void *ud, uint32_t pipe, struct transport_msg *m, bool more);
+    // A message was taken (or given up) and its send slot is free; never from within send(). NULL:
+    // nobody asks.
+    void (*sent)(void *ud, uint32_t pipe);
+    // Dialling side: an attempt to connect failed. May be NULL; not every transport knows.
+    void (*failed)(void *ud, const char *why);
 };
 
 struct transport_ops {
+    const char *name;
+    // Pipes do not share the thread that tells of them: receive() and detach() may work for a
+    // while (never wait), and events of one pipe come one at a time.
+    bool is_serial;
     enum status (*listen)(const char *url, const struct transport_events *ev, void *ud,
                           char *ret_url, size_t ret_url_size, struct transport **ret,
                           struct err *err);
     // Keeps one pipe to url, dialling again with backoff for ever.
     enum status (*dial)(const char *url, const struct transport_events *ev, void *ud,
                         struct transport **ret, struct err *err);
+    // Dialling side: after a pipe's end the next attempt comes in about ms (random, half to one and
+    // a half). Attempts that fail wait longer and longer of themselves.
+    void (*set_backoff)(struct transport *t, int64_t ms);
     // Consumes m. At most TRANSPORT_DIAL_SLOTS at a time on a dialling transport.
     void (*send)(struct transport *t, uint32_t pipe, struct transport_msg *m);
     void (*drop)(struct transport *t, uint32_t pipe); // close a pipe; detach follows later
-    void (*stop_accepting)(struct transport *t);      // listening side
-    void (*quiesce)(struct transport *t); // dialling side: cancel and wait for every send
+    // Listening side: who is at the other end. False: the pipe is gone.
+    bool (*peer)(struct transport *t, uint32_t pipe, struct transport_addr *ret);
+    void (*stop_accepting)(struct transport *t); // listening side
+    void (*quiesce)(struct transport *t); // dialling side: nothing sent so far reaches a later pipe
     void (*free)(struct transport *t);    // waits until no event runs; not from an event
     struct transport_msg *(*msg_new)(size_t n);
     uint8_t *(*msg_data)(struct transport_msg *m);
@@ -43,7 +64,15 @@ struct transport_ops {
     void (*msg_free)(struct transport_msg *m);
 };
 #define TRANSPORT_DIAL_SLOTS 8
+#define TRANSPORT_BACKOFF_MIN_MS 50
+#define TRANSPORT_BACKOFF_MAX_MS 2000
 
-extern const struct transport_ops transport_nng;
+extern const struct transport_ops transport_nng;    // nng's REQ and REP sockets: any nng url
+extern const struct transport_ops transport_stream; // the same bytes on nng's streams: tcp and ipc
+// What serves url: wanted if there is one, but streams know no inproc.
+const struct transport_ops *transport_for(const struct transport_ops *wanted, const char *url);
 void transport_nng_fini(void);
-long transport_nng_messages(void); // given out or received and neither sent nor freed yet
+// Messages given out or received, and not freed yet; those that nng's sockets hold are not counted.
+long transport_nng_messages(void);
+long transport_stream_messages(void);
+long transport_messages(void); // of both

@@ -13,14 +13,13 @@
 #include <nng/protocol/reqrep0/req.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
 #include "base/str.h"
 #include "channel/channel.h"
 #include "rpc/nng_guard.h"
-#include "rpc/transport.h"
+#include "rpc/transport_internal.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 // nng 1.5 frees closing pipes on a thread that may not get to it before the process ends, and loses
@@ -36,19 +35,19 @@ __attribute__((visibility("default"))) const char *__lsan_default_suppressions(v
 
 #define SP_HEADER_MAX 8
 #define REQUEST_WORD 0x80000001U
-#define RECONNECT_MIN_MS 50
-#define RECONNECT_MAX_MS 2000
 
 struct slot {
     struct transport *t;
     nng_aio *aio;
     struct slot *next;
     bool busy;
+    uint32_t pipe; // what it sends to
 };
 
 struct transport {
     nng_socket sock;
     nng_listener listener;
+    nng_dialer dialer;
     bool is_dialer, is_closing;
     atomic_bool is_accepting;
     const struct transport_events *ev;
@@ -60,30 +59,6 @@ struct transport {
     struct slot **more;                     // listening side: as many as were ever in flight
     size_t n_more;
 };
-
-static enum status err_from_nng(struct err *err, int rv, const char *what, const char *url)
-{
-    enum status s = STATUS_UNAVAILABLE;
-    switch (rv) {
-    case NNG_ENOMEM:
-        s = STATUS_RESOURCE_EXHAUSTED;
-        break;
-    case NNG_EINVAL:
-    case NNG_EADDRINVAL:
-    case NNG_ENOTSUP:
-        s = STATUS_INVALID_ARGUMENT;
-        break;
-    case NNG_EADDRINUSE:
-        s = STATUS_ALREADY_EXISTS;
-        break;
-    case NNG_EPERM:
-        s = STATUS_PERMISSION_DENIED;
-        break;
-    default:
-        break;
-    }
-    return err_set(err, s, "%s %s: %s", what, url, nng_strerror(rv));
-}
 
 static atomic_long n_messages; // held outside nng
 
@@ -107,13 +82,14 @@ static void slot_sent(void *arg)
             nng_msg_free(m);
         nng_aio_set_msg(s->aio, NULL);
     }
+    uint32_t pipe = s->pipe;
     pthread_mutex_lock(&t->lock);
     s->busy = false;
     s->next = t->idle;
     t->idle = s;
     pthread_mutex_unlock(&t->lock);
     if (t->ev->sent)
-        t->ev->sent(t->ud);
+        t->ev->sent(t->ud, pipe);
 }
 
 static struct slot *slot_new(struct transport *t)
@@ -180,6 +156,7 @@ static void t_send(struct transport *t, uint32_t pipe, struct transport_msg *m)
     }
     if (s) {
         s->busy = true;
+        s->pipe = pipe;
         nng_aio_set_msg(s->aio, msg);
         nng_send_aio(t->sock, s->aio);
     }
@@ -209,7 +186,7 @@ static void received(void *arg)
         nng_msg *m = nng_aio_get_msg(t->recv);
         nng_aio_set_msg(t->recv, NULL);
         n_messages++;
-        t->ev->receive(t->ud, (uint32_t)nng_pipe_id(nng_msg_get_pipe(m)), (void *)m);
+        t->ev->receive(t->ud, (uint32_t)nng_pipe_id(nng_msg_get_pipe(m)), (void *)m, false);
     }
     start_receiving(t);
 }
@@ -258,6 +235,7 @@ static struct transport *t_new(const struct transport_events *ev, void *ud)
     pthread_mutex_init(&t->lock, NULL);
     t->sock = (nng_socket)NNG_SOCKET_INITIALIZER;
     t->listener = (nng_listener)NNG_LISTENER_INITIALIZER;
+    t->dialer = (nng_dialer)NNG_DIALER_INITIALIZER;
     t->ev = ev;
     t->ud = ud;
     t->is_accepting = true;
@@ -277,28 +255,6 @@ static int t_setup(struct transport *t)
     if (rv == 0)
         rv = nng_pipe_notify(t->sock, NNG_PIPE_EV_REM_POST, pipe_event, t);
     return rv;
-}
-
-// nng says where it listens as a socket address; port 0 has become a real one there.
-static void real_url(struct transport *t, const char *url, char *ret, size_t size)
-{
-    str_copy(ret, size, url);
-    nng_sockaddr sa;
-    if (!str_starts_with(url, "tcp://") ||
-        nng_listener_get_addr(t->listener, NNG_OPT_LOCADDR, &sa) != 0)
-        return;
-    const char *port = strrchr(url, ':');
-    if (!port)
-        return;
-    unsigned n = 0;
-    if (sa.s_family == NNG_AF_INET)
-        n = sa.s_in.sa_port;
-    else if (sa.s_family == NNG_AF_INET6)
-        n = sa.s_in6.sa_port;
-    uint8_t be[2];
-    uint16_t raw = (uint16_t)n;
-    memcpy(be, &raw, 2);
-    snprintf(ret, size, "%.*s:%u", (int)(port - url), url, (unsigned)(be[0] << 8 | be[1]));
 }
 
 static enum status t_listen(const char *url, const struct transport_events *ev, void *ud,
@@ -330,10 +286,13 @@ static enum status t_listen(const char *url, const struct transport_events *ev, 
     if (rv != 0) {
         *ret = NULL;
         t_free(t);
-        return err_from_nng(err, rv, "listen on", url);
+        return transport_err(err, rv, "listen on", url);
     }
+    nng_sockaddr sa = {0};
+    if (ret_url && nng_listener_get_addr(t->listener, NNG_OPT_LOCADDR, &sa) != 0)
+        sa.s_family = NNG_AF_UNSPEC;
     if (ret_url)
-        real_url(t, url, ret_url, ret_url_size);
+        transport_real_url(&sa, url, ret_url, ret_url_size);
     return STATUS_OK;
 }
 
@@ -350,9 +309,9 @@ static enum status t_dial(const char *url, const struct transport_events *ev, vo
     if (rv == 0)
         rv = nng_socket_set_int(t->sock, NNG_OPT_RECVBUF, 16);
     if (rv == 0)
-        rv = nng_socket_set_ms(t->sock, NNG_OPT_RECONNMINT, RECONNECT_MIN_MS);
+        rv = nng_socket_set_ms(t->sock, NNG_OPT_RECONNMINT, TRANSPORT_BACKOFF_MIN_MS);
     if (rv == 0)
-        rv = nng_socket_set_ms(t->sock, NNG_OPT_RECONNMAXT, RECONNECT_MAX_MS);
+        rv = nng_socket_set_ms(t->sock, NNG_OPT_RECONNMAXT, TRANSPORT_BACKOFF_MAX_MS);
     for (size_t i = 0; rv == 0 && i < TRANSPORT_DIAL_SLOTS; i++) {
         struct slot *s = t->all[i] = slot_new(t);
         if (!s) {
@@ -366,11 +325,13 @@ static enum status t_dial(const char *url, const struct transport_events *ev, vo
     if (rv == 0)
         nng_recv_aio(t->sock, t->recv);
     if (rv == 0)
-        rv = nng_dial(t->sock, url, NULL, NNG_FLAG_NONBLOCK);
+        rv = nng_dialer_create(&t->dialer, t->sock, url);
+    if (rv == 0)
+        rv = nng_dialer_start(t->dialer, NNG_FLAG_NONBLOCK);
     if (rv != 0) {
         *ret = NULL;
         t_free(t);
-        return err_from_nng(err, rv, "dial", url);
+        return transport_err(err, rv, "dial", url);
     }
     return STATUS_OK;
 }
@@ -379,6 +340,22 @@ static void t_drop(struct transport *t, uint32_t pipe)
 {
     (void)t;
     nng_pipe_close((nng_pipe){.id = pipe});
+}
+
+static bool t_peer(struct transport *t, uint32_t pipe, struct transport_addr *ret)
+{
+    (void)t;
+    nng_sockaddr sa;
+    if (nng_pipe_get_addr((nng_pipe){.id = pipe}, NNG_OPT_REMADDR, &sa) != 0)
+        return false;
+    *ret = transport_addr_of(&sa);
+    return true;
+}
+
+// nng waits a random time below what it was told, and forgets what it had doubled.
+static void t_set_backoff(struct transport *t, int64_t ms)
+{
+    nng_dialer_set_ms(t->dialer, NNG_OPT_RECONNMINT, (nng_duration)(2 * ms));
 }
 
 // Closing nng's listener would close every pipe it made, so new ones are refused instead.
@@ -429,10 +406,13 @@ static void t_msg_free(struct transport_msg *m)
 }
 
 const struct transport_ops transport_nng = {
+    .name = "socket",
     .listen = t_listen,
     .dial = t_dial,
     .send = t_send,
+    .set_backoff = t_set_backoff,
     .drop = t_drop,
+    .peer = t_peer,
     .stop_accepting = t_stop_accepting,
     .quiesce = t_quiesce,
     .free = t_free,
