@@ -1,5 +1,5 @@
 // The parent's side of the confined codec process. One thread, one poll loop over the control
-// socket, the process itself (pidfd) and the caller's cancel descriptor. Nothing that the child
+// socket and the caller's cancel descriptor. Nothing that the child
 // says is believed: records are bounded, offsets checked, plans decoded with every invariant,
 // segments compared with the plan, each at most once.
 #include "child.h"
@@ -8,14 +8,10 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -26,7 +22,6 @@
 
 #define DEFAULT_STALL_MS 10000
 #define SEND_TIMEOUT_S 10
-#define FD_SAFE 16 // above the numbers that the child's descriptors get
 
 const char *child_outcome_name(enum child_outcome o)
 {
@@ -58,8 +53,9 @@ enum collecting { COLLECT_NOTHING, COLLECT_SEGMENT, COLLECT_PLAN };
 struct child {
     const struct child_job *job;
     struct child_result *ret;
-    int source_fd, control_fd, pid_fd;
-    pid_t pid;
+    int source_fd, control_fd;
+    struct codec_process process;
+    bool is_started;
     bool ended; // outcome is settled
     bool has_verdict;
     enum media_verdict verdict;
@@ -88,89 +84,28 @@ static void settle(struct child *c, enum child_outcome o, enum status s, const c
 
 // ---- starting ----
 
-// Our copy of a descriptor, out of the way of the numbers that the child's get.
-static int lift(int fd)
-{
-    if (fd < 0)
-        return -1;
-    int up = fcntl(fd, F_DUPFD_CLOEXEC, FD_SAFE);
-    int why = errno;
-    close(fd);
-    errno = why;
-    return up;
-}
-
-static int spawn(const char *program, int source_fd, int control_fd, int64_t cpu_s, pid_t *ret)
-{
-    posix_spawn_file_actions_t files;
-    posix_spawnattr_t attr;
-    sigset_t none, all;
-    char cpu[24];
-    snprintf(cpu, sizeof(cpu), "%lld", (long long)cpu_s);
-    char *name = mem_strdup(program);
-    char *const argv[] = {name, cpu, NULL};
-    // What sanitizers and a test's escape attempt are told; nothing of the service's own.
-    static const char *const keep[] = {"ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS",
-                                       "CAUCE_TEST_ESCAPE"};
-    char *env[N_ELEMENTS(keep) + 2] = {NULL};
-    size_t n_env = 0;
-    for (size_t i = 0; i < N_ELEMENTS(keep); i++)
-        if (getenv(keep[i]))
-            env[n_env++] = mem_printf("%s=%s", keep[i], getenv(keep[i]));
-    env[n_env++] = mem_strdup("LC_ALL=C.UTF-8");
-
-    sigemptyset(&none);
-    sigfillset(&all);
-    posix_spawn_file_actions_init(&files);
-    posix_spawnattr_init(&attr);
-    posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-    posix_spawnattr_setsigmask(&attr, &none);
-    posix_spawnattr_setsigdefault(&attr, &all);
-    int r = name && env[n_env - 1] ? 0 : ENOMEM;
-    // Standard error stays: a sanitizer's or the loader's last words belong in our log.
-    if (!r)
-        r = posix_spawn_file_actions_addopen(&files, 0, "/dev/null", O_RDONLY, 0);
-    if (!r)
-        r = posix_spawn_file_actions_addopen(&files, 1, "/dev/null", O_WRONLY, 0);
-    if (!r)
-        r = posix_spawn_file_actions_adddup2(&files, source_fd, MEDIA_CHILD_SOURCE_FD);
-    if (!r)
-        r = posix_spawn_file_actions_adddup2(&files, control_fd, MEDIA_CHILD_CONTROL_FD);
-    if (!r)
-        r = posix_spawn_file_actions_addclosefrom_np(&files, MEDIA_CHILD_CONTROL_FD + 1);
-    if (!r)
-        r = posix_spawn(ret, program, &files, &attr, argv, env);
-    posix_spawnattr_destroy(&attr);
-    posix_spawn_file_actions_destroy(&files);
-    mem_free(name);
-    for (size_t i = 0; i < N_ELEMENTS(env); i++)
-        mem_free(env[i]);
-    return r;
-}
-
 // Enough for the deadline on every thread, so that a child which lost its parent ends too.
-static int64_t cpu_seconds(const struct child_job *job)
+static unsigned cpu_seconds(const struct child_job *job)
 {
     int64_t left_ms = time_left_ms(job->deadline_us);
     if (left_ms > INT64_C(24) * 3600 * 1000)
         left_ms = INT64_C(24) * 3600 * 1000;
     int64_t s = (left_ms / 1000 + 2) * (job->task->threads + 1);
-    return s < 1000000 ? s : 1000000;
+    return s < 1000000 ? (unsigned)s : 1000000;
 }
 
 static bool open_channels(struct child *c, int *ret_child_end)
 {
     int pair[2];
-    c->source_fd = lift(memfd_create("cauce-source", MFD_CLOEXEC));
+    c->source_fd = memfd_create("cauce-source", MFD_CLOEXEC);
     if (c->source_fd < 0 || ftruncate(c->source_fd, c->job->task->source_size) != 0)
         return false;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
         return false;
-    c->control_fd = lift(pair[0]);
-    *ret_child_end = lift(pair[1]);
+    c->control_fd = pair[0];
+    *ret_child_end = pair[1];
     const struct timeval limit = {.tv_sec = SEND_TIMEOUT_S};
-    return c->control_fd >= 0 && *ret_child_end >= 0 &&
-           setsockopt(c->control_fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) == 0;
+    return setsockopt(c->control_fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) == 0;
 }
 
 static void start(struct child *c)
@@ -180,15 +115,11 @@ static void start(struct child *c)
     if (!open_channels(c, &child_end)) {
         err_errno(&err, errno, "codec process: descriptors");
         settle(c, CHILD_FAILED, err.code, err.msg);
+    } else if (codec_host_start(c->job->host, c->source_fd, child_end, cpu_seconds(c->job),
+                                &c->process, &err) == STATUS_OK) {
+        c->is_started = true;
     } else {
-        int r = spawn(c->job->program, c->source_fd, child_end, cpu_seconds(c->job), &c->pid);
-        if (r) {
-            c->pid = -1;
-            err_errno(&err, r, "codec process: start %s", c->job->program);
-            settle(c, CHILD_FAILED, err.code, err.msg);
-        } else {
-            c->pid_fd = (int)syscall(SYS_pidfd_open, c->pid, 0);
-        }
+        settle(c, CHILD_FAILED, err.code, err.msg);
     }
     if (child_end >= 0)
         close(child_end);
@@ -464,21 +395,23 @@ static void listen_to(struct child *c)
 // seconds for that.
 #define END_MS 2000
 
-static int reap(struct child *c)
+// How it ended; false: nobody knows, its host is gone.
+static bool reap(struct child *c, int *ret_wstatus)
 {
-    struct rusage use = {0};
-    int wstatus = 0;
+    struct codec_end end = {.wstatus = 0};
+    bool lost = false, known = false;
     if (c->ended)
-        kill(c->pid, SIGKILL);
-    struct pollfd p = {.fd = c->pid_fd, .events = POLLIN};
-    if (c->pid_fd < 0 || poll(&p, 1, END_MS) != 1)
-        kill(c->pid, SIGKILL);
-    while (wait4(c->pid, &wstatus, 0, &use) < 0 && errno == EINTR)
-        ;
-    c->ret->cpu_us = (int64_t)use.ru_utime.tv_sec * 1000000 + use.ru_utime.tv_usec +
-                     (int64_t)use.ru_stime.tv_sec * 1000000 + use.ru_stime.tv_usec;
-    c->ret->peak_rss_bytes = (int64_t)use.ru_maxrss * 1024;
-    return wstatus;
+        codec_process_kill(&c->process);
+    for (int64_t until = time_deadline_in_ms(END_MS); !known && !lost && time_mono_us() < until;)
+        known = codec_process_wait(&c->process, (int)time_left_ms(until) + 1, &end, &lost);
+    if (!known && !lost)
+        codec_process_kill(&c->process);
+    while (!known && !lost)
+        known = codec_process_wait(&c->process, END_MS, &end, &lost);
+    c->ret->cpu_us = end.cpu_us;
+    c->ret->peak_rss_bytes = end.peak_rss_bytes;
+    *ret_wstatus = end.wstatus;
+    return known;
 }
 
 static void judge_signal(struct child *c, int sig)
@@ -503,7 +436,7 @@ static bool is_complete(const struct child *c)
                                        : c->n_seen == t->n_renditions * t->n_segments;
 }
 
-static void judge(struct child *c, int wstatus)
+static void judge(struct child *c)
 {
     static const enum child_outcome outcomes[] = {
         [MEDIA_VERDICT_OK] = CHILD_OK,         [MEDIA_VERDICT_REJECTED] = CHILD_REJECTED,
@@ -517,6 +450,10 @@ static void judge(struct child *c, int wstatus)
         [MEDIA_VERDICT_LIMIT] = STATUS_RESOURCE_EXHAUSTED,
         [MEDIA_VERDICT_FAILED] = STATUS_INTERNAL,
     };
+    int wstatus = 0;
+    bool known = reap(c, &wstatus);
+    if (!known)
+        settle(c, CHILD_FAILED, STATUS_UNAVAILABLE, "the codec host ended, and the task with it");
     if (c->ended)
         return;
     if (WIFSIGNALED(wstatus)) {
@@ -555,8 +492,7 @@ static bool prepare(struct child *c)
 void child_run(const struct child_job *job, struct child_result *ret)
 {
     *ret = (struct child_result){.outcome = CHILD_FAILED};
-    struct child c = {
-        .job = job, .ret = ret, .source_fd = -1, .control_fd = -1, .pid_fd = -1, .pid = -1};
+    struct child c = {.job = job, .ret = ret, .source_fd = -1, .control_fd = -1};
     if (!prepare(&c))
         settle(&c, CHILD_FAILED, STATUS_RESOURCE_EXHAUSTED, "codec process: out of memory");
     if (!c.ended)
@@ -565,10 +501,10 @@ void child_run(const struct child_job *job, struct child_result *ret)
         listen_to(&c);
     if (c.control_fd >= 0)
         close(c.control_fd);
-    if (c.pid > 0)
-        judge(&c, reap(&c));
-    if (c.pid_fd >= 0)
-        close(c.pid_fd);
+    if (c.is_started) {
+        judge(&c);
+        codec_process_done(&c.process);
+    }
     if (c.source_fd >= 0)
         close(c.source_fd);
     if (ret->outcome != CHILD_OK) { // a plan that came before things went wrong is none

@@ -4,11 +4,12 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "codec_host.h"
 #include "media/plan.h"
 #include "media/task.h"
 
 struct child_job {
-    const char *program;           // path of cauce-codec
+    struct codec_host *host;       // starts it; borrowed, may serve several threads
     const struct media_task *task; // borrowed; plan bytes in it for chunks
     const struct media_plan *plan; // chunk: the same plan, decoded; segments are checked against it
     int64_t deadline_us;           // monotonic; the child is killed then
@@ -52,7 +53,6 @@ struct child_result {
 };
 
 // Runs the job to its end: blocks. Always fills ret (child_result_done() it); the process is gone
-// and reaped when it returns. Does not fork (posix_spawn) and needs no signal handling; any number
-// of threads may each run one.
+// when it returns. Needs no signal handling; any number of threads may each run one.
 void child_run(const struct child_job *job, struct child_result *ret);
 void child_result_done(struct child_result *r);

@@ -3,7 +3,9 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -77,17 +79,21 @@ static enum status segment(void *ud, const struct media_segment_out *out, const 
     return STATUS_OK;
 }
 
-static const char *program(const char *name)
+static struct codec_host *host;
+
+static struct codec_host *host_of(const char *program)
 {
-    static char path[512];
+    char path[512];
     const char *dir = getenv("CAUCE_BIN_DIR");
-    snprintf(path, sizeof(path), "%s/%s", dir ? dir : ".", name);
-    return path;
+    snprintf(path, sizeof(path), "%s/%s", dir ? dir : ".", program);
+    struct codec_host *h = codec_host_new(program[0] == '/' ? program : path);
+    assert_non_null(h);
+    return h;
 }
 
 static struct child_job job_for(struct source *s, const struct media_task *t, int64_t ms)
 {
-    return (struct child_job){.program = program("cauce-codec"),
+    return (struct child_job){.host = host,
                               .task = t,
                               .plan = s->plan,
                               .deadline_us = time_deadline_in_ms(ms),
@@ -255,12 +261,84 @@ static void test_program_that_is_not_there_is_our_failure(void **state)
     struct media_task t = {.kind = MEDIA_TASK_PROBE, .source_size = 10, .threads = 1};
     struct child_job job = job_for(&s, &t, 5000);
     struct child_result r;
-    job.program = "/nonexistent/cauce-codec";
-    child_run(&job, &r);
-    assert_int_equal(r.outcome, CHILD_FAILED);
-    job.program = "/bin/true"; // ends without a word
-    child_run(&job, &r);
-    assert_int_equal(r.outcome, CHILD_CRASH);
+    static const char *const programs[] = {"/nonexistent/cauce-codec", "/bin/true"};
+    for (size_t i = 0; i < N_ELEMENTS(programs); i++) {
+        job.host = host_of(programs[i]);
+        child_run(&job, &r);
+        assert_int_equal(r.outcome, CHILD_FAILED);
+        assert_non_null(strstr(r.text, programs[i]));
+        codec_host_free(job.host);
+    }
+}
+
+// ---- the host that forks ----
+
+// The one child process of ours, which is the host.
+static pid_t host_pid(void)
+{
+    char path[64];
+    int pid = 0;
+    snprintf(path, sizeof(path), "/proc/self/task/%d/children", (int)getpid());
+    FILE *f = fopen(path, "re");
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%d", &pid), 1);
+    fclose(f);
+    return (pid_t)pid;
+}
+
+static const uint8_t words[] = "no film at all, just enough words to look at for a probe";
+
+static void expect_a_probe_to_work(void)
+{
+    struct source s = {.bytes = words, .size = sizeof(words)};
+    struct child_result r = probe(&s);
+    if (r.outcome != CHILD_REJECTED)
+        fail_msg("%s: %s", child_outcome_name(r.outcome), r.text);
+    assert_true(r.cpu_us > 0 && r.peak_rss_bytes > 0);
+    child_result_done(&r);
+}
+
+static void *probe_some(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < 5; i++)
+        expect_a_probe_to_work();
+    return NULL;
+}
+
+static void test_one_host_serves_many_threads(void **state)
+{
+    (void)state;
+    pthread_t threads[4];
+    for (size_t i = 0; i < N_ELEMENTS(threads); i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, probe_some, NULL), 0);
+    for (size_t i = 0; i < N_ELEMENTS(threads); i++)
+        pthread_join(threads[i], NULL);
+}
+
+static enum status kill_host(void *ud, int64_t offset, size_t len, void *dst, struct err *err)
+{
+    (void)ud, (void)offset, (void)err;
+    memset(dst, 0, len);
+    return kill(host_pid(), SIGKILL) == 0 ? STATUS_OK : STATUS_INTERNAL;
+}
+
+static void test_killed_host_is_our_failure_and_is_replaced(void **state)
+{
+    (void)state;
+    expect_a_probe_to_work();
+    pid_t first = host_pid();
+    struct source s = {.bytes = words, .size = sizeof(words)};
+    struct media_task t = {.kind = MEDIA_TASK_PROBE, .source_size = s.size, .threads = 1};
+    struct child_job job = job_for(&s, &t, 60000);
+    job.fetch = kill_host;
+    struct child_result r;
+    child_run(&job, &r); // its task dies with it, whatever it was doing
+    if (r.outcome != CHILD_FAILED)
+        fail_msg("%s: %s", child_outcome_name(r.outcome), r.text);
+    child_result_done(&r);
+    expect_a_probe_to_work();
+    assert_int_not_equal(host_pid(), first);
 }
 
 // ---- hostile files ----
@@ -403,9 +481,10 @@ static void test_every_escape_is_stopped(void **state)
         struct source s = {.bytes = (const uint8_t *)text, .size = sizeof(text)};
         struct media_task t = {.kind = MEDIA_TASK_PROBE, .source_size = s.size, .threads = 1};
         struct child_job job = job_for(&s, &t, strcmp(rows[i].name, "loop") == 0 ? 3000 : 20000);
-        job.program = program("cauce-codec-escape");
+        job.host = host_of("cauce-codec-escape"); // hears of the attempt as it starts
         struct child_result r;
         child_run(&job, &r);
+        codec_host_free(job.host);
         if (r.outcome != rows[i].outcome)
             fail_msg("%s: %s: %s", rows[i].name, child_outcome_name(r.outcome), r.text);
         // An attempt that succeeded would have ended with a status of its own.
@@ -424,10 +503,15 @@ int main(void)
         cmocka_unit_test(test_failed_fetch_is_source),
         cmocka_unit_test(test_cancel_ends_it),
         cmocka_unit_test(test_program_that_is_not_there_is_our_failure),
+        cmocka_unit_test(test_one_host_serves_many_threads),
+        cmocka_unit_test(test_killed_host_is_our_failure_and_is_replaced),
         cmocka_unit_test(test_what_is_no_media_is_rejected_with_a_reason),
         cmocka_unit_test(test_truncated_film_is_rejected_or_shorter),
         cmocka_unit_test(test_mutated_films_never_hang_or_confuse),
         cmocka_unit_test(test_every_escape_is_stopped),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    host = host_of("cauce-codec");
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    codec_host_free(host);
+    return failed;
 }

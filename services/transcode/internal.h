@@ -29,7 +29,7 @@ struct transcode_options {
 struct worker_env {
     struct log *log;
     unsigned slots;
-    const char *codec;
+    struct codec_host *codec;
     const char *scratch;       // existing folder, or NULL
     int64_t window_bytes;      // 0: lib/media's
     struct leaf_cache *leaves; // or NULL

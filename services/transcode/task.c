@@ -259,7 +259,7 @@ static void run_child(struct work *w, const struct media_task *task, int64_t lim
     int64_t begin_us = time_mono_us();
     double waited = source_seconds(w->source);
     struct child_job job = {
-        .program = w->run->env->codec,
+        .host = w->run->env->codec,
         .task = task,
         .plan = w->plan,
         .deadline_us = time_deadline_in_ms(limit_ms),

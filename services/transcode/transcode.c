@@ -11,13 +11,14 @@
 
 #include "base/mem.h"
 #include "base/str.h"
+#include "transcode/codec_host.h"
 #include "transcode/internal.h"
 
 struct role {
     struct svc *svc;
     struct worker *worker;
     struct leaf_cache *leaves;
-    char *codec;
+    struct codec_host *codec;
     char build[96], cpu_class[96];
 };
 
@@ -69,7 +70,7 @@ static void stop(void *self)
     struct role *r = self;
     worker_free(r->worker);
     leaf_cache_free(r->leaves);
-    mem_free(r->codec);
+    codec_host_free(r->codec);
     mem_free(r);
 }
 
@@ -80,7 +81,9 @@ static enum status start(struct svc *svc, const void *options, void **ret_self, 
     if (!r)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "transcode: out of memory");
     r->svc = svc;
-    r->codec = opt->codec ? mem_strdup(opt->codec) : beside_this_program("cauce-codec");
+    AUTO(mem_free_p)
+    char *codec = opt->codec ? mem_strdup(opt->codec) : beside_this_program("cauce-codec");
+    r->codec = codec ? codec_host_new(codec) : NULL;
     snprintf(r->build, sizeof r->build, "cauce %s", CAUCE_VERSION);
     describe_cpu(r->cpu_class, sizeof r->cpu_class);
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
@@ -89,10 +92,10 @@ static enum status start(struct svc *svc, const void *options, void **ret_self, 
     r->leaves = opt->cache_bytes ? leaf_cache_new((size_t)opt->cache_bytes) : NULL;
     if (!r->codec || (opt->cache_bytes && !r->leaves))
         s = err_set(err, STATUS_RESOURCE_EXHAUSTED, "transcode: out of memory");
-    else if (access(r->codec, X_OK) != 0)
+    else if (access(codec, X_OK) != 0)
         s = err_set(err, STATUS_NOT_FOUND,
                     "no codec program at %s: build cauce-codec or say where it is with --codec",
-                    r->codec);
+                    codec);
     if (s == STATUS_OK && opt->scratch && mkdir(opt->scratch, 0700) != 0 && errno != EEXIST)
         s = err_errno(err, errno, "scratch folder %s", opt->scratch);
     if (s == STATUS_OK) {

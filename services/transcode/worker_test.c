@@ -21,9 +21,9 @@
 #include "cauce/origin.rpc.h"
 #include "cauce/transcode.rpc.h"
 #include "media/task.h"
+#include "support/media.h"
 #include "transcode/child.h"
 #include "transcode/internal.h"
-#include "support/media.h"
 
 #define FILM "video/nasa_2video_2audio_2movtext.mp4"
 #define ITEM "01890a5d-ac96-774b-bcce-b302099a8001"
@@ -88,7 +88,8 @@ struct world {
     uint32_t n_segments;
     char first_rendition[32];
     // the worker
-    char scratch[64], codec[512];
+    char scratch[64];
+    struct codec_host *codec;
     struct leaf_cache *cache;
     struct worker *worker;
 };
@@ -502,8 +503,19 @@ static size_t count_descriptors(void)
     return n;
 }
 
+static void start_host(struct world *w)
+{
+    char codec[512];
+    const char *bin = getenv("CAUCE_BIN_DIR");
+    snprintf(codec, sizeof codec, "%s/cauce-codec", bin ? bin : ".");
+    w->codec = codec_host_new(codec);
+    assert_non_null(w->codec);
+}
+
 static void start_worker(struct world *w, unsigned slots)
 {
+    if (!w->codec)
+        start_host(w);
     struct err err = ERR_INIT;
     struct worker_env env = {.slots = slots,
                              .codec = w->codec,
@@ -524,6 +536,7 @@ static void stop_worker(struct world *w)
 {
     worker_free(w->worker);
     w->worker = NULL;
+    codec_host_free(TAKE(w->codec));
     assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
     assert_int_equal(errno, ECHILD);
     assert_int_equal(count_descriptors(), 0);
@@ -576,7 +589,7 @@ static void make_plan(struct world *w)
 {
     struct media_task t = {
         .kind = MEDIA_TASK_PROBE, .source_size = (int64_t)w->source_len, .threads = 1};
-    struct child_job job = {.program = w->codec,
+    struct child_job job = {.host = w->codec,
                             .task = &t,
                             .deadline_us = time_deadline_in_ms(WAIT_MS),
                             .cancel_fd = -1,
@@ -611,8 +624,7 @@ static int setup(void **state)
     make_identity(w, &w->origin_id, ORIGIN);
     strcpy(w->scratch, "/tmp/cauce-worker-XXXXXX");
     assert_non_null(mkdtemp(w->scratch));
-    const char *bin = getenv("CAUCE_BIN_DIR");
-    snprintf(w->codec, sizeof w->codec, "%s/cauce-codec", bin ? bin : ".");
+    start_host(w);
     w->pool = work_pool_new("test", 12, 1000);
     assert_non_null(w->pool);
     start_orchestrator(w);
@@ -625,6 +637,7 @@ static int teardown(void **state)
 {
     struct world *w = *state;
     worker_free(w->worker);
+    codec_host_free(w->codec);
     stop_server(w->server, w->orchestrator);
     for (size_t i = 0; i < N_ORIGINS; i++)
         stop_server(w->origins[i].server, w->origins[i].client);

@@ -1,11 +1,9 @@
-// cauce-codec: one task on untrusted input in a confined process, then the end. Started by the
-// worker (services/transcode/child.c) with the source on descriptor 3 and the control socket on 4.
-//
-//   cauce-codec [CPU-SECONDS]
+// cauce-codec: runs tasks on untrusted input, each in a confined process of its own. Started by the
+// worker (services/transcode/codec_host.c) with a socket for requests on descriptor 3.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/socket.h>
 
 #include "base/mem.h"
 #include "base/str.h"
@@ -13,6 +11,7 @@
 #include "confine.h"
 #include "control.h"
 #include "escape.h"
+#include "serve.h"
 
 // ---- results, towards the parent ----
 
@@ -90,21 +89,14 @@ static enum media_verdict verdict_of(enum status s)
     }
 }
 
-int main(int argc, char **argv)
+// In a forked process of its own.
+static int run_task(unsigned cpu_s)
 {
     struct control c;
     struct err err = ERR_INIT;
-    int64_t cpu_s = 0;
-    if (argc > 2 || (argc == 2 && str_parse_i64(argv[1], 0, 1000000, &cpu_s, &err) != STATUS_OK)) {
-        fprintf(stderr,
-                "usage: cauce-codec [CPU-SECONDS] (started by a cauced worker, not by hand)\n");
-        return 2;
-    }
     if (control_init(&c, MEDIA_CHILD_CONTROL_FD, &err) != STATUS_OK)
         return 1;
-    enum status s = codec_preload(&err);
-    if (s == STATUS_OK)
-        s = confine_self((unsigned)cpu_s, &err);
+    enum status s = confine_self(cpu_s, &err);
     if (s != STATUS_OK)
         s = err_wrap(&err, STATUS_INTERNAL, "cauce-codec");
     else
@@ -117,6 +109,22 @@ int main(int argc, char **argv)
     str_copy(verdict.text, sizeof(verdict.text), s == STATUS_OK ? "" : err.msg);
     bool told = control_send(&c, &verdict, NULL) == STATUS_OK;
     control_done(&c);
-    // Not exit(): libraries' exit handlers have no business in here.
-    _exit(told ? 0 : 1);
+    return told ? 0 : 1;
+}
+
+int main(int argc, char **argv)
+{
+    struct err err = ERR_INIT;
+    int type = 0;
+    (void)argv;
+    if (argc > 1 || getsockopt(SERVE_FD, SOL_SOCKET, SO_TYPE, &type, &(socklen_t){sizeof(type)}) ||
+        type != SOCK_SEQPACKET) {
+        fprintf(stderr, "cauce-codec is started by a cauced worker, not by hand\n");
+        return 2;
+    }
+    if (codec_preload(&err) != STATUS_OK) {
+        fprintf(stderr, "cauce-codec: %s\n", err.msg);
+        return 1;
+    }
+    return serve(run_task);
 }
