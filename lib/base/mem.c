@@ -4,6 +4,7 @@
 #include "base/mem.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,8 +15,17 @@
 static _Thread_local int64_t fail_at = -1;
 static _Thread_local int64_t n_allocs;
 
+// And for tests of code that hands its work to threads of its own. Negative: off, or it happened.
+static _Atomic int64_t any_left = -1;
+static atomic_bool any_failed;
+
 static bool must_fail(void)
 {
+    if (atomic_load_explicit(&any_left, memory_order_relaxed) >= 0 &&
+        atomic_fetch_sub(&any_left, 1) == 0) {
+        any_failed = true;
+        return true;
+    }
     return n_allocs++ == fail_at;
 }
 
@@ -28,6 +38,17 @@ void mem_fail_at(int64_t n)
 int64_t mem_n_allocs(void)
 {
     return n_allocs;
+}
+
+void mem_fail_any_at(int64_t n)
+{
+    any_failed = false;
+    any_left = n;
+}
+
+bool mem_any_failed(void)
+{
+    return any_failed;
 }
 
 void *mem_array(size_t n, size_t size)

@@ -1,5 +1,6 @@
 #pragma once
 // Allocation: plain malloc behind one place where tests can make the n-th call fail.
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -22,3 +23,6 @@ static inline void mem_free_p(void *pp) // AUTO(mem_free_p) char *s = ...
 void mem_fail_at(int64_t n);
 // Allocations made by this thread since the last mem_fail_at().
 int64_t mem_n_allocs(void);
+// The same for the n-th allocation from now by whichever thread makes it.
+void mem_fail_any_at(int64_t n);
+bool mem_any_failed(void); // since the last mem_fail_any_at()

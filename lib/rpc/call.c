@@ -584,6 +584,18 @@ void rpc_call_finish(struct rpc_call *c, enum status s, const ProtobufCMessage *
     call_unref(c);
 }
 
+// There is credit but no memory: no event will wake the writer, so the clock does.
+static void writable_later(struct rpc_call *c)
+{
+    struct conn *conn = c->flow.conn;
+    conn_lock(conn);
+    bool go = c->writable && !c->finished && !c->writable_queued;
+    c->writable_queued |= go;
+    conn_unlock(conn);
+    if (go)
+        server_call_late(c->server, call_ref(c));
+}
+
 bool rpc_call_try_write(struct rpc_call *c, const ProtobufCMessage *msg)
 {
     size_t n = protobuf_c_message_get_packed_size(msg);
@@ -593,6 +605,8 @@ bool rpc_call_try_write(struct rpc_call *c, const ProtobufCMessage *msg)
         n <= RPC_MAX_MESSAGE_BYTES && c->flow.status.code == STATUS_OK && flow_can_write(&c->flow);
     conn_unlock(conn);
     struct chunk *ch = can ? chunk_new(n) : NULL;
+    if (can && !ch)
+        writable_later(c);
     if (!ch)
         return false;
     protobuf_c_message_pack(msg, ch->data);

@@ -44,7 +44,7 @@ static size_t take_run(struct buf *b, size_t *off, uint8_t *dst, size_t room)
     if (n)
         memcpy(dst, b->data + *off, n);
     *off += n;
-    if (*off == b->len) {
+    if (*off == b->len && !b->failed) { // what failed is conn_flush()'s to see
         buf_reset(b);
         *off = 0;
     }
@@ -191,12 +191,22 @@ static bool send_record(struct conn *c, bool only_control)
     return true;
 }
 
+// A frame found no room: the peer would wait for it for ever.
+static bool has_lost_frames(const struct conn *c)
+{
+    return c->control.failed || c->calls.failed;
+}
+
 void conn_flush(struct conn *c)
 {
     if (c->corked || !c->ready)
         return;
     bool timed = false;
     while (!c->dead) {
+        if (has_lost_frames(c)) {
+            conn_kill(c, "out of memory, or too much is waiting to be sent");
+            return;
+        }
         bool room = conn_n_unacked(c) < CONN_UNACKED_MAX &&
                     (conn_n_unacked(c) == 0 || c->unacked_bytes < c->window);
         bool ack = c->ack_now || c->rx_records - c->rx_acked >= ACK_RECORDS ||
@@ -220,11 +230,7 @@ void conn_flush(struct conn *c)
         if (!timed)
             c->now_us = time_mono_us();
         timed = true;
-        if (c->control.failed || c->calls.failed) {
-            conn_kill(c, "too much is waiting to be sent");
-            return;
-        }
-        if (!send_record(c, !room))
+        if (!send_record(c, !room) && !has_lost_frames(c))
             return;
     }
 }

@@ -74,14 +74,14 @@ static bool push_all(struct flow *f, struct rx_msg *m, bool half)
     conn_lock(f->conn);
     while (m) {
         struct rx_msg *next = m->next;
-        struct chunk *c = to_chunk(m);
-        ok &= c != NULL;
+        struct chunk *c = ok ? to_chunk(m) : NULL; // nothing may follow a fragment left out
+        ok = c != NULL;
         if (c)
             flow_push(f, c);
         mem_free(m);
         m = next;
     }
-    if (half)
+    if (half && ok)
         flow_half_close(f);
     conn_unlock(f->conn);
     return ok;

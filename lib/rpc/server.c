@@ -102,8 +102,13 @@ static void submit_late(struct rpc_server *s)
     while (!list_is_empty(&s->late_calls))
         list_push_back(&late, list_pop_front(&s->late_calls));
     pthread_mutex_unlock(&s->lock);
-    while (!list_is_empty(&late))
-        call_submit_writable(list_entry(list_pop_front(&late), struct rpc_call, late));
+    while (!list_is_empty(&late)) {
+        struct rpc_call *c = list_entry(list_pop_front(&late), struct rpc_call, late);
+        conn_lock(c->flow.conn);
+        c->writable_again = true;
+        conn_unlock(c->flow.conn);
+        call_submit_writable(c);
+    }
 }
 
 static int64_t next_late(struct rpc_server *s, int64_t now_us)
