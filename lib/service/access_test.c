@@ -84,12 +84,11 @@ static const char *next_word(const char *p, char out[128])
     return p + n;
 }
 
+// Behind "allow:": a role or a list of them.
 static const char *read_allow(const char *p, struct rule *r)
 {
     char word[128];
 
-    p = next_word(p, word);
-    assert_string_equal(word, ":");
     p = next_word(p, word);
     if (!str_eq(word, "[")) {
         r->allow |= role_bit(word);
@@ -116,8 +115,11 @@ static void read_proto_text(const char *p)
             snprintf(rules[n_rules].name, sizeof(rules[0].name), "%.40s.%.40s.%.40s", package,
                      service, word);
             n_rules++;
-        } else if (str_eq(word, "allow") && n_rules > 0)
-            p = read_allow(p, &rules[n_rules - 1]);
+        } else if (str_eq(word, "allow") && n_rules > 0) {
+            const char *after = next_word(p, word);
+            if (str_eq(word, ":")) // else a field of that name
+                p = read_allow(after, &rules[n_rules - 1]);
+        }
     }
 }
 
