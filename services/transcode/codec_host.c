@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
-#include "codec/serve.h"
+#include "transcode/codec/serve.h"
 
 #define FD_SAFE 16       // above the numbers that a child's descriptors get
 #define START_MS 10000   // libraries load, or a fork on a machine that is short of everything
