@@ -1,52 +1,9 @@
-// node health, backend ls, version, completion bash.
+// backend ls, version, completion bash.
 #include <inttypes.h>
 #include <string.h>
 
-#include "cauce/node.rpc.h"
 #include "cauce/orchestrator.rpc.h"
 #include "ctl.h"
-
-static const char *serving_name(Node__Serving s)
-{
-    const ProtobufCEnumValue *v =
-        protobuf_c_enum_descriptor_get_value(&node__serving__descriptor, (int)s);
-    return v ? v->name : "?";
-}
-
-static enum status print_nodes(struct ctl *k, const Node__ClusterReply *r)
-{
-    static const char *const heads[] = {"NODE", "ROLE", "KIND", "STATUS", "MS", "CALLS", "REASON"};
-    struct table t;
-    table_init(&t, N_ELEMENTS(heads));
-    for (size_t i = 0; i < N_ELEMENTS(heads); i++)
-        table_add(&t, "%s", heads[i]);
-    for (size_t i = 0; i < r->n_nodes; i++) {
-        const Node__NodeStatus *n = r->nodes[i];
-        table_add(&t, "%s", n->node_id);
-        table_add(&t, "%s", n->role);
-        table_add(&t, "%s", n->kind);
-        table_add(&t, "%s", serving_name(n->status));
-        table_add(&t, "%.1f", (double)n->latency_us / 1000);
-        table_add(&t, "%" PRId64, n->info ? n->info->calls_total : 0);
-        table_add(&t, "%s", n->reason);
-    }
-    return table_print(&t, stdout, &k->err);
-}
-
-// Succeeds when every node serves, so that scripts can ask.
-static enum status cmd_health(struct ctl *k)
-{
-    Node__ClusterRequest req = NODE__CLUSTER_REQUEST__INIT;
-    AUTO(rpc_message_free_p) Node__ClusterReply *r = NULL;
-    enum status s = CTL_CALL(k, node_node_cluster, NULL, &req, &r);
-    if (s == STATUS_OK)
-        s = ctl_has(k, OPT_JSON) ? ctl_print_message(k, &r->base) : print_nodes(k, r);
-    for (size_t i = 0; s == STATUS_OK && i < r->n_nodes; i++)
-        if (r->nodes[i]->status != NODE__SERVING__SERVING)
-            s = err_set(&k->err, STATUS_UNAVAILABLE, "node %s does not serve: %s",
-                        r->nodes[i]->node_id, r->nodes[i]->reason);
-    return s;
-}
 
 static enum status cmd_backends(struct ctl *k)
 {
@@ -105,7 +62,7 @@ static void print_second(const struct command *c)
 static enum status cmd_completion(struct ctl *k)
 {
     if (strcmp(k->args[0], "bash") != 0)
-        return err_set(&k->err, STATUS_INVALID_ARGUMENT, "only bash is known");
+        return ctl_misused(k, "completions are written for bash only");
     printf("# source <(mediactl completion bash)\n"
            "_mediactl() {\n"
            "  local word=${COMP_WORDS[COMP_CWORD]} one=${COMP_WORDS[1]} two=${COMP_WORDS[2]} "
@@ -127,7 +84,6 @@ static enum status cmd_completion(struct ctl *k)
 }
 
 static const struct command commands[] = {
-    {"node health", "", 0, 0, 0, CONNECTED, cmd_health, "every node, asked just now (admin)"},
     {"backend ls", "", 0, 0, 0, CONNECTED, cmd_backends,
      "origins as the orchestrator sees them (admin)"},
     {"version", "", 0, 0, 0, ALONE, cmd_version, "version of this program"},

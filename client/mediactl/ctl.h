@@ -16,6 +16,7 @@
 // Options: one number each; the rows are in options.c.
 enum option {
     OPT_HELP,
+    OPT_VERSION,
     OPT_JSON,
     OPT_SERVER,
     OPT_STATE_DIR,
@@ -47,12 +48,20 @@ enum option {
     OPT_TOPIC,
     OPT_FROM,
     OPT_SUBJECT,
+    OPT_DATA,
+    OPT_HEADER,
+    OPT_ROUTE,
+    OPT_NODE,
+    OPT_DEADLINE,
+    OPT_KEY,
+    OPT_WATCH,
+    OPT_UNUSED,
     N_OPTIONS
 };
 #define ALLOW(o) (UINT64_C(1) << (o))
 #define ALLOW_COMMON                                                                               \
-    (ALLOW(OPT_HELP) | ALLOW(OPT_JSON) | ALLOW(OPT_SERVER) | ALLOW(OPT_STATE_DIR) |                \
-     ALLOW(OPT_TIMEOUT))
+    (ALLOW(OPT_HELP) | ALLOW(OPT_VERSION) | ALLOW(OPT_JSON) | ALLOW(OPT_SERVER) |                  \
+     ALLOW(OPT_STATE_DIR) | ALLOW(OPT_TIMEOUT))
 #define ALLOW_PAGE (ALLOW(OPT_LIMIT) | ALLOW(OPT_PAGE))
 
 enum exit_code {
@@ -89,21 +98,26 @@ struct command_group {
     size_t n;
 };
 extern const struct command_group auth_commands, item_commands, upload_commands, play_commands,
-    shop_commands, library_commands, job_commands, user_commands, event_commands, misc_commands;
+    shop_commands, library_commands, job_commands, user_commands, event_commands, rpc_commands,
+    node_commands, misc_commands;
 extern const struct command_group *const command_groups[];
 extern const size_t n_command_groups;
 
 struct ctl {
     const struct command *command;
-    char **words; // the whole command line, to say how to continue
+    const char *group; // "job": all that was given, with --help
+    char **words;      // the whole command line, to say how to continue
     size_t n_words;
     char *args[64];
     size_t n_args;
     const char *opt[N_OPTIONS]; // value; "" for a flag that was given; NULL when not given
-    int64_t timeout_ms;         // 0: default
+    const char *headers[RPC_METADATA_MAX]; // each -H
+    size_t n_headers;
+    int64_t timeout_ms; // 0: default
     char *state_dir;
     cauce *c;
-    bool is_misused; // err is about the command line: exit status 2
+    bool is_misused;  // err is about the command line: exit status 2
+    bool is_reported; // err has been told already
     struct err err;
 };
 
@@ -111,12 +125,18 @@ struct ctl {
 // Fill k from the command line. errors: INVALID_ARGUMENT with a sentence for people.
 enum status ctl_parse(struct ctl *k, int argc, char **argv, struct err *err) MUST_CHECK;
 void ctl_help(const struct command *c, FILE *f); // NULL: all commands
+void ctl_help_group(const char *group, FILE *f);
 static inline bool ctl_has(const struct ctl *k, enum option o)
 {
     return k->opt[o] != NULL;
 }
-enum status ctl_number(const struct ctl *k, enum option o, int64_t min, int64_t max, int64_t def,
+// A value out of range is wrong usage.
+enum status ctl_number(struct ctl *k, enum option o, int64_t min, int64_t max, int64_t def,
                        int64_t *ret, struct err *err) MUST_CHECK;
+// *ret_ms stays as it is when the option was not given.
+enum status ctl_span(struct ctl *k, enum option o, int64_t *ret_ms) MUST_CHECK;
+// Say in k->err that the command line is wrong.
+enum status ctl_misused(struct ctl *k, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
 // ---- output.c ----
 // What a library function said, as a status with its sentence in k->err.
@@ -130,6 +150,8 @@ void ctl_money(char dst[CTL_MONEY_SIZE], int64_t minor, const char *currency);
 void ctl_duration(char dst[CTL_TIME_SIZE], int64_t us);
 enum status ctl_print_message(struct ctl *k,
                               const ProtobufCMessage *m) MUST_CHECK; // JSON, one line
+// JSON of m at the end of b, as all output of this program has it.
+enum status ctl_put_message(struct ctl *k, const ProtobufCMessage *m, struct buf *b) MUST_CHECK;
 // A table: first row is the heading. Cells are copied; widths count characters.
 struct table {
     struct arena *arena;
@@ -138,7 +160,8 @@ struct table {
     bool failed;
 };
 void table_init(struct table *t, size_t n_columns);
-void table_add(struct table *t, const char *fmt, ...) PRINTF_LIKE(2, 3);       // one cell
+void table_add(struct table *t, const char *fmt, ...) PRINTF_LIKE(2, 3); // one cell
+void table_heads(struct table *t, const char *const *heads, size_t n);
 enum status table_print(struct table *t, FILE *f, struct err *err) MUST_CHECK; // and frees it
 
 // ---- progress.c ----

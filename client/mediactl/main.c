@@ -10,8 +10,9 @@
 #include "ctl.h"
 
 const struct command_group *const command_groups[] = {
-    &auth_commands,    &upload_commands, &item_commands, &play_commands,  &shop_commands,
-    &library_commands, &job_commands,    &user_commands, &event_commands, &misc_commands,
+    &auth_commands,  &upload_commands,  &item_commands, &play_commands,
+    &shop_commands,  &library_commands, &job_commands,  &user_commands,
+    &event_commands, &rpc_commands,     &node_commands, &misc_commands,
 };
 const size_t n_command_groups = N_ELEMENTS(command_groups);
 
@@ -105,14 +106,25 @@ static int exit_code(enum status s)
     return EXIT_FAILED;
 }
 
-static int report(const struct ctl *k, enum status s, bool interrupted)
+// A refusal by the dispatcher names its method, which is not what the user typed.
+static const char *sentence(struct ctl *k, enum status s)
+{
+    bool names_method = strncmp(k->err.msg, "cauce.", 6) == 0 && k->command;
+    if (names_method && s == STATUS_PERMISSION_DENIED)
+        err_set(&k->err, s, "%s: your account does not have the role for it", k->command->name);
+    else if (names_method && s == STATUS_UNAUTHENTICATED)
+        err_set(&k->err, s, "%s: log in first, with mediactl login NAME", k->command->name);
+    return k->err.msg[0] ? k->err.msg : status_name(s);
+}
+
+static int report(struct ctl *k, enum status s, bool interrupted)
 {
     if (s != STATUS_OK && interrupted) {
         print_how_to_continue(k);
         return EXIT_INTERRUPTED;
     }
-    if (s != STATUS_OK)
-        fprintf(stderr, "mediactl: %s\n", k->err.msg[0] ? k->err.msg : status_name(s));
+    if (s != STATUS_OK && !k->is_reported)
+        fprintf(stderr, "mediactl: %s\n", sentence(k, s));
     if (fflush(stdout) != 0 && s == STATUS_OK) {
         fprintf(stderr, "mediactl: write to standard output failed\n");
         return EXIT_FAILED;
@@ -184,6 +196,14 @@ int main(int argc, char **argv)
     enum status s = ctl_parse(&k, argc, argv, &k.err);
     if (s != STATUS_OK)
         return usage(&k.err);
+    if (ctl_has(&k, OPT_VERSION)) {
+        printf("mediactl %s\n", cauce_version());
+        return EXIT_OK;
+    }
+    if (k.group && !k.command) {
+        ctl_help_group(k.group, stdout);
+        return EXIT_OK;
+    }
     if (!k.command || ctl_has(&k, OPT_HELP)) {
         bool asked = ctl_has(&k, OPT_HELP);
         ctl_help(k.command, asked ? stdout : stderr);

@@ -1,4 +1,5 @@
 // The command line: options are rows of one table, commands say which they take.
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,6 +8,7 @@
 // clang-format off
 const struct option_row option_rows[N_OPTIONS] = {
     [OPT_HELP]            = {"--help", NULL, "show this help"},
+    [OPT_VERSION]         = {"--version", NULL, "print the version of this program"},
     [OPT_JSON]            = {"--json", NULL, "one JSON object instead of text"},
     [OPT_SERVER]          = {"--server", "URL", "cauce://host:port#key (CAUCE_SERVER, else the last login's)"},
     [OPT_STATE_DIR]       = {"--state-dir", "DIR", "where the login is kept (CAUCE_STATE_DIR, else ~/.local/state/cauce)"},
@@ -38,6 +40,14 @@ const struct option_row option_rows[N_OPTIONS] = {
     [OPT_TOPIC]           = {"--topic", "TOPIC", "auth, upload, transcode or store (else transcode)"},
     [OPT_FROM]            = {"--from", "N", "first event wanted; -1: only new ones (else -1)"},
     [OPT_SUBJECT]         = {"--subject", "ID", "only events about this item, order or user"},
+    [OPT_DATA]            = {"-d", "JSON", "the request in JSON, @FILE or - for standard input (else {}); streams: one a line"},
+    [OPT_HEADER]          = {"-H", "KEY:VALUE", "metadata of the call; may be given several times"},
+    [OPT_ROUTE]           = {"--route", "NAME", "backend that is asked, where a method has several: an origin, an event topic"},
+    [OPT_NODE]            = {"--node", "NODE", "ask this node (else the gateway)"},
+    [OPT_DEADLINE]        = {"--deadline", "TIME", "when the call must have ended: 5s, 2m (else 15s, streams a day)"},
+    [OPT_KEY]             = {"--key", "KEY", "idempotency key: the call may be repeated and has one effect"},
+    [OPT_WATCH]           = {"--watch", NULL, "go on, with what changes"},
+    [OPT_UNUSED]          = {"--unused", NULL, "methods that were never called, too"},
 };
 // clang-format on
 
@@ -53,6 +63,27 @@ static void print_options(uint64_t set, FILE *f)
     }
 }
 
+static void print_command(const struct command *c, FILE *f)
+{
+    fprintf(f, "  %-18s %-18s %s\n", c->name, c->args, c->help);
+}
+
+static bool is_of_group(const struct command *c, const char *group)
+{
+    size_t n = strlen(group);
+    return strncmp(c->name, group, n) == 0 && c->name[n] == ' ';
+}
+
+void ctl_help_group(const char *group, FILE *f)
+{
+    fprintf(f, "usage: mediactl %s COMMAND [ARGUMENTS] [OPTIONS]\n\n", group);
+    for (size_t g = 0; g < n_command_groups; g++)
+        for (size_t i = 0; i < command_groups[g]->n; i++)
+            if (is_of_group(&command_groups[g]->commands[i], group))
+                print_command(&command_groups[g]->commands[i], f);
+    fprintf(f, "\nEvery command has --help.\n");
+}
+
 void ctl_help(const struct command *c, FILE *f)
 {
     if (c) {
@@ -63,10 +94,8 @@ void ctl_help(const struct command *c, FILE *f)
     }
     fprintf(f, "usage: mediactl COMMAND [ARGUMENTS] [OPTIONS]\n\n");
     for (size_t g = 0; g < n_command_groups; g++)
-        for (size_t i = 0; i < command_groups[g]->n; i++) {
-            const struct command *at = &command_groups[g]->commands[i];
-            fprintf(f, "  %-18s %-18s %s\n", at->name, at->args, at->help);
-        }
+        for (size_t i = 0; i < command_groups[g]->n; i++)
+            print_command(&command_groups[g]->commands[i], f);
     fprintf(f, "\nEvery command has --help. Options that all commands take:\n");
     print_options(ALLOW_COMMON, f);
     fprintf(f, "\nExit status: 0 ok, 1 failed, 2 usage, 3 not found, 4 denied, 5 conflict, 6 "
@@ -87,13 +116,10 @@ static const struct command *find(const char *name)
 
 static bool is_group(const char *word)
 {
-    size_t n = strlen(word);
     for (size_t g = 0; g < n_command_groups; g++)
-        for (size_t i = 0; i < command_groups[g]->n; i++) {
-            const char *name = command_groups[g]->commands[i].name;
-            if (strncmp(name, word, n) == 0 && name[n] == ' ')
+        for (size_t i = 0; i < command_groups[g]->n; i++)
+            if (is_of_group(&command_groups[g]->commands[i], word))
                 return true;
-        }
     return false;
 }
 
@@ -112,6 +138,11 @@ static enum status take_option(struct ctl *k, char **words, size_t n, size_t *re
         if (!r->value && equals)
             return err_set(err, STATUS_INVALID_ARGUMENT, "%s takes no value", r->name);
         k->opt[i] = !r->value ? "" : equals ? equals + 1 : words[1];
+        if (i == OPT_HEADER && k->n_headers == N_ELEMENTS(k->headers))
+            return err_set(err, STATUS_INVALID_ARGUMENT, "-H more than %zu times",
+                           N_ELEMENTS(k->headers));
+        if (i == OPT_HEADER)
+            k->headers[k->n_headers++] = k->opt[i];
         *ret_used = r->value && !equals ? 2 : 1;
         return STATUS_OK;
     }
@@ -156,6 +187,9 @@ static enum status take_command(struct ctl *k, struct err *err)
     char name[64];
     str_copy(name, sizeof(name), k->args[0]);
     if (is_group(k->args[0])) {
+        k->group = k->args[0];
+        if (k->n_args < 2 && ctl_has(k, OPT_HELP))
+            return STATUS_OK;
         if (k->n_args < 2)
             return err_set(err, STATUS_INVALID_ARGUMENT, "%s what? See mediactl --help",
                            k->args[0]);
@@ -190,7 +224,7 @@ enum status ctl_parse(struct ctl *k, int argc, char **argv, struct err *err)
     enum status s = take_words(k, argv + 1, argc > 0 ? (size_t)argc - 1 : 0, err);
     if (s == STATUS_OK)
         s = take_command(k, err);
-    if (s != STATUS_OK || ctl_has(k, OPT_HELP) || !k->command)
+    if (s != STATUS_OK || ctl_has(k, OPT_HELP) || ctl_has(k, OPT_VERSION) || !k->command)
         return s;
     s = check(k, err);
     if (s == STATUS_OK && ctl_has(k, OPT_TIMEOUT))
@@ -200,12 +234,36 @@ enum status ctl_parse(struct ctl *k, int argc, char **argv, struct err *err)
     return s;
 }
 
-enum status ctl_number(const struct ctl *k, enum option o, int64_t min, int64_t max, int64_t def,
+enum status ctl_number(struct ctl *k, enum option o, int64_t min, int64_t max, int64_t def,
                        int64_t *ret, struct err *err)
 {
     *ret = def;
     if (!ctl_has(k, o))
         return STATUS_OK;
     enum status s = str_parse_i64(k->opt[o], min, max, ret, err);
-    return s == STATUS_OK ? s : err_wrap(err, s, "%s", option_rows[o].name);
+    if (s == STATUS_OK)
+        return s;
+    k->is_misused = true;
+    return err_wrap(err, s, "%s", option_rows[o].name);
+}
+
+enum status ctl_span(struct ctl *k, enum option o, int64_t *ret_ms)
+{
+    if (!ctl_has(k, o))
+        return STATUS_OK;
+    enum status s = str_parse_duration_ms(k->opt[o], ret_ms, &k->err);
+    if (s == STATUS_OK)
+        return s;
+    k->is_misused = true;
+    return err_wrap(&k->err, s, "%s", option_rows[o].name);
+}
+
+enum status ctl_misused(struct ctl *k, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    err_vset(&k->err, STATUS_INVALID_ARGUMENT, fmt, ap);
+    va_end(ap);
+    k->is_misused = true;
+    return STATUS_INVALID_ARGUMENT;
 }

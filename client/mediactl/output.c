@@ -61,11 +61,16 @@ void ctl_duration(char dst[CTL_TIME_SIZE], int64_t us)
         snprintf(dst, CTL_TIME_SIZE, "%d:%02d", (int)(s / 60), (int)(s % 60));
 }
 
+enum status ctl_put_message(struct ctl *k, const ProtobufCMessage *m, struct buf *b)
+{
+    return json_print_message(m, JSON_PROTO_DEFAULTS, b, &k->err);
+}
+
 enum status ctl_print_message(struct ctl *k, const ProtobufCMessage *m)
 {
     struct buf b;
     buf_init(&b, MAX_OUTPUT_BYTES);
-    enum status s = json_print_message(m, JSON_PROTO_DEFAULTS, &b, &k->err);
+    enum status s = ctl_put_message(k, m, &b);
     if (s == STATUS_OK && printf("%s\n", buf_str(&b)) < 0)
         s = err_set(&k->err, STATUS_UNKNOWN, "write to standard output failed");
     buf_done(&b);
@@ -78,6 +83,13 @@ void table_init(struct table *t, size_t n_columns)
 {
     *t = (struct table){.n_columns = n_columns, .arena = arena_new(MAX_OUTPUT_BYTES)};
     t->failed = !t->arena;
+}
+
+void table_heads(struct table *t, const char *const *heads, size_t n)
+{
+    table_init(t, n);
+    for (size_t i = 0; i < n; i++)
+        table_add(t, "%s", heads[i]);
 }
 
 void table_add(struct table *t, const char *fmt, ...)

@@ -158,10 +158,9 @@ static struct timespec mono_in_ms(int64_t ms)
     return (struct timespec){us / 1000000, (us % 1000000) * 1000};
 }
 
-enum status client_backoff(struct cancel *cancel, unsigned n, struct err *err)
+static enum status pause_for(struct cancel *cancel, int64_t ms, struct err *err)
 {
-    int64_t ms = n < 5 ? INT64_C(100) << n : 2000;
-    struct timespec until = mono_in_ms(ms / 2 + (int64_t)rand_below((uint64_t)ms));
+    struct timespec until = mono_in_ms(ms);
     struct pause p = {.lock = PTHREAD_MUTEX_INITIALIZER};
     pthread_condattr_t a;
     pthread_condattr_init(&a);
@@ -178,6 +177,17 @@ enum status client_backoff(struct cancel *cancel, unsigned n, struct err *err)
     if (!hook)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
     return p.fired ? err_set(err, STATUS_CANCELLED, "cancelled") : STATUS_OK;
+}
+
+enum status client_wait_ms(struct cauce *c, int64_t ms, struct err *err)
+{
+    return pause_for(c->cancel, ms, err);
+}
+
+enum status client_backoff(struct cancel *cancel, unsigned n, struct err *err)
+{
+    int64_t ms = n < 5 ? INT64_C(100) << n : 2000;
+    return pause_for(cancel, ms / 2 + (int64_t)rand_below((uint64_t)ms), err);
 }
 
 enum status client_backoff_default(struct cauce *c, unsigned n, struct err *err)

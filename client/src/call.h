@@ -46,4 +46,6 @@ bool client_try_again(struct client_try *t, enum status *s, struct err *err);
 
 // Wait before the n-th new attempt: 100 ms doubling to 2 s, with jitter. CANCELLED at once when the
 // handle is cancelled.
+// Wait so long; CANCELLED at once when the handle is cancelled.
+enum status client_wait_ms(struct cauce *c, int64_t ms, struct err *err) MUST_CHECK;
 enum status client_backoff_default(struct cauce *c, unsigned n, struct err *err) MUST_CHECK;
