@@ -50,3 +50,25 @@ enum status event_lock(struct db_conn *c, const char *schema, struct err *err)
     snprintf(sql, sizeof sql, "LOCK TABLE %s.event_topic IN SHARE ROW EXCLUSIVE MODE", schema);
     return db_exec(c, sql, NULL, 0, NULL, err);
 }
+
+enum status event_prune(struct db *db, const char *schema, const char *topic,
+                        int64_t before_wall_ms, unsigned max, unsigned *ret_n, struct err *err)
+{
+    char sql[640];
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = event_check_schema(schema, err);
+    if (s != STATUS_OK)
+        return s;
+    snprintf(sql, sizeof sql,
+             "WITH head AS (SELECT seq, at FROM %s.event WHERE topic = $1 ORDER BY seq LIMIT $3),"
+             " cut AS (SELECT max(seq) AS seq FROM head"
+             "  WHERE at < to_timestamp($2::bigint / 1000.0)),"
+             " told AS (UPDATE %s.event_topic t SET oldest = cut.seq + 1 FROM cut"
+             "  WHERE t.topic = $1 AND cut.seq >= t.oldest RETURNING cut.seq)"
+             " DELETE FROM %s.event e USING told WHERE e.topic = $1 AND e.seq <= told.seq",
+             schema, schema, schema);
+    s = db_query(db, sql, DB_PARAMS(DB_TEXT(topic), DB_I64(before_wall_ms), DB_I64(max)), &r, err);
+    if (s == STATUS_OK)
+        *ret_n = (unsigned)db_result_n_affected(r);
+    return s;
+}

@@ -47,7 +47,11 @@ static char *make_user(struct rpc_user *u, const char *name, unsigned roles)
 
 static int setup(void **state)
 {
-    static const char *const topics[] = {"store", "crowd", "long", "down", "empty"};
+    static const struct event_topic topics[] = {{"store", ROLE_NODE_ORCHESTRATOR},
+                                                {"crowd", 0},
+                                                {"long", 0},
+                                                {"down", 0},
+                                                {"empty", 0}};
     struct err err = ERR_INIT;
     (void)state;
     pg = test_pg_new();
@@ -205,6 +209,7 @@ static void test_refusals(void **state)
                    STATUS_INVALID_ARGUMENT);
     expect_refused(&(struct want){.topic = "store"}, STATUS_UNAUTHENTICATED);
     expect_refused(&(struct want){.topic = "empty", .token = root_token}, STATUS_OK);
+    expect_refused(&(struct want){.topic = "empty", .client = rig.node}, STATUS_PERMISSION_DENIED);
 }
 
 static void test_follow_gets_what_comes(void **state)

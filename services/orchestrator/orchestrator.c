@@ -84,7 +84,10 @@ static void on_notify(void *ud, const char *channel, const char *payload)
 enum status orch_new(const struct orch_env *env, struct orch **ret, struct err *err)
 {
     static const char *const channels[] = {ORCH_TASK_CHANNEL, ORCH_ITEM_CHANNEL};
-    static const char *const topics[] = {"upload", "transcode"};
+    static const unsigned readers =
+        ROLE_NODE_ORCHESTRATOR | ROLE_NODE_STORE | ROLE_NODE_GATEWAY;
+    static const struct event_topic topics[] = {
+        {"upload", readers}, {"transcode", readers}, {"swarm", readers | ROLE_NODE_ORIGIN}};
     struct orch *o = mem_alloc(sizeof *o);
     if (!o)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "orchestrator: out of memory");

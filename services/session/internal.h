@@ -15,6 +15,10 @@
 
 #define SESSION_SCHEMA "session"
 #define SESSION_TOPIC "auth"
+// Whoever verifies access tokens hears of logins that end.
+#define SESSION_TOPIC_NODES                                                                        \
+    (ROLE_NODE_SESSION | ROLE_NODE_ORCHESTRATOR | ROLE_NODE_STORE | ROLE_NODE_ORIGIN |             \
+     ROLE_NODE_GATEWAY)
 #define SESSION_ACCESS_MS (10 * 60 * 1000)
 #define SESSION_REFRESH_TEXT 44 // 32 bytes in base64url and a NUL
 #define SESSION_NAME_SIZE 65

@@ -65,7 +65,7 @@ static enum status parse_roles(struct session *s, char *const *names, struct err
 static enum status open_database(struct session *s, const struct session_options *o,
                                  struct err *err)
 {
-    static const char *const topics[] = {SESSION_TOPIC};
+    static const struct event_topic topics[] = {{SESSION_TOPIC, SESSION_TOPIC_NODES}};
     struct db_opts db = {
         .conninfo = o->common.database, .name = "cauce-session", .max_conns = MAX_CONNS};
     s->db = db_new(&db, err);

@@ -67,7 +67,7 @@ DEFINE_AUTO(struct store, store_free)
 
 static enum status open_database(struct store *s, const struct store_options *o, struct err *err)
 {
-    static const char *const topics[] = {STORE_TOPIC};
+    static const struct event_topic topics[] = {{STORE_TOPIC, STORE_TOPIC_NODES}};
     struct db_opts db = {
         .conninfo = o->common.database, .name = "cauce-store", .max_conns = MAX_CONNS};
     s->db = db_new(&db, err);
