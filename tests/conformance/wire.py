@@ -264,7 +264,7 @@ class Connection:
     def close(self):
         try:
             self._send_body(self.out.seal(self._header(CLOSE), b""))
-        except OSError:
+        except (OSError, WireError):
             pass
         self.sock.close()
 
