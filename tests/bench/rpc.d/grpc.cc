@@ -1,7 +1,6 @@
 // gRPC C++, with TLS (server argument: a folder with cert.pem and key.pem) or plain (no argument).
 //
-// Chosen for small machines, the best of what was tried (docs/performance.md): asynchronous server
-// with one completion queue and one thread; calls in flight from one completion queue polled by one
+// Chosen for small machines: asynchronous server with one completion queue and one thread; calls in flight from one completion queue polled by one
 // thread; single calls and streams through the blocking stubs, whose thread polls for itself.
 // Every call has a deadline; no call carries a token.
 #include <grpcpp/grpcpp.h>
