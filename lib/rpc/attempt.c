@@ -5,6 +5,7 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "base/time.h"
+#include "rpc/details.h"
 #include "rpc/internal.h"
 
 #define DEFAULT_DEADLINE_MS 15000
@@ -41,18 +42,18 @@ static const struct flow_ops attempt_ops = {.event = on_event, .ref = on_ref, .u
 
 struct attempt *attempt_new(struct rpc_client *c, const struct call_spec *spec)
 {
-    if (!client_enter(c))
-        return NULL;
     struct attempt *s = mem_alloc(sizeof *s);
-    if (!s) {
-        client_leave(c);
+    if (!s)
         return NULL;
-    }
     flow_init(&s->flow, &attempt_ops);
     s->refs = 1;
     s->client = c;
     s->m = spec->m;
     s->deadline_us = spec->deadline_us;
+    s->flow.label = spec->m->name;
+    s->nth = 1;
+    if (spec->trace)
+        s->trace = *spec->trace;
     s->flow.urgent = spec->m->kind == RPC_UNARY;
     s->flow.is_unary_in = spec->m->kind == RPC_UNARY || spec->m->kind == RPC_CLIENT_STREAM;
     return s;
@@ -69,11 +70,15 @@ void attempt_unref(struct attempt *s)
     if (!s || atomic_fetch_sub(&s->refs, 1) != 1)
         return;
     struct rpc_client *c = s->client;
+    bool live = s->is_live;
+    if (s->endpoint)
+        client_result_code(s, STATUS_CANCELLED);
     if (s->on_gone)
         s->on_gone(s);
     flow_done(&s->flow);
     mem_free(s);
-    client_leave(c);
+    if (live)
+        client_leave(c);
 }
 
 void call_spec_init(struct call_spec *spec, const struct rpc_method *m, const struct rpc_opts *o)
@@ -81,6 +86,8 @@ void call_spec_init(struct call_spec *spec, const struct rpc_method *m, const st
     *spec = (struct call_spec){.m = m, .deadline_us = time_deadline_in_ms(DEFAULT_DEADLINE_MS)};
     if (!o)
         return;
+    spec->cancel[0] = o->cancel;
+    spec->fail_fast = o->fail_fast;
     spec->token = o->token && o->token[0] ? o->token : NULL;
     spec->route = o->route;
     spec->key = o->idempotency_key;
@@ -90,6 +97,47 @@ void call_spec_init(struct call_spec *spec, const struct rpc_method *m, const st
     spec->n_metadata = o->n_metadata;
     if (o->deadline_us)
         spec->deadline_us = o->deadline_us;
+}
+
+static size_t room(const char *s)
+{
+    return s ? strlen(s) + 1 : 0;
+}
+
+size_t call_spec_room(const struct call_spec *spec)
+{
+    size_t n = spec->n_metadata * sizeof(struct rpc_metadata);
+    for (size_t i = 0; i < spec->n_metadata; i++)
+        n += strlen(spec->metadata[i].key) + 1 + spec->metadata[i].n_value;
+    n += spec->trace ? sizeof *spec->trace : 0;
+    return n + room(spec->token) + room(spec->route) + room(spec->key);
+}
+
+static void *keep(char **at, const void *p, size_t n)
+{
+    if (!p)
+        return NULL;
+    void *dst = memcpy(*at, p, n);
+    *at += n;
+    return dst;
+}
+
+char *call_spec_keep(struct call_spec *spec, char *to)
+{
+    size_t n = spec->n_metadata;
+    const struct rpc_metadata *from = spec->metadata;
+    // What needs alignment first.
+    struct rpc_metadata *kept = n ? keep(&to, from, n * sizeof *from) : NULL;
+    for (size_t i = 0; i < n; i++) {
+        kept[i].key = keep(&to, from[i].key, strlen(from[i].key) + 1);
+        kept[i].value = keep(&to, from[i].value, from[i].n_value);
+    }
+    spec->metadata = kept;
+    spec->trace = keep(&to, spec->trace, sizeof *spec->trace); // of bytes alone
+    spec->token = keep(&to, spec->token, room(spec->token));
+    spec->route = keep(&to, spec->route, room(spec->route));
+    spec->key = keep(&to, spec->key, room(spec->key));
+    return to;
 }
 
 static enum status check_metadata(const struct call_spec *spec, struct err *err)
@@ -127,6 +175,8 @@ enum status call_spec_check(const struct call_spec *spec, struct err *err)
     enum status s = check_metadata(spec, err);
     if (s != STATUS_OK)
         return s;
+    if (cancel_is_fired(spec->cancel[0]) || cancel_is_fired(spec->cancel[1]))
+        return err_set(err, STATUS_CANCELLED, "cancelled");
     if (spec->deadline_us <= time_mono_us())
         return err_set(err, STATUS_DEADLINE_EXCEEDED, "deadline exceeded");
     return STATUS_OK;
@@ -188,6 +238,7 @@ static bool begin(struct attempt *s, struct conn *c, const struct call_spec *spe
                               .metadata = spec->metadata,
                               .n_metadata = spec->n_metadata};
     frame_put_open(&c->calls, s->flow.id, &call);
+    s->flow.open_pos = c->calls_taken + c->calls.len - c->calls_off;
     if (!spec->req || flow_push_small(&s->flow, spec->req, spec->req_len, true))
         return true;
     struct chunk *ch = chunk_new(spec->req_len);
@@ -201,25 +252,26 @@ static bool begin(struct attempt *s, struct conn *c, const struct call_spec *spe
     return true;
 }
 
-bool attempt_start(struct attempt *s, const struct call_spec *spec)
+bool attempt_start_avoiding(struct attempt *s, const struct call_spec *spec,
+                            const struct endpoint *avoid, bool only_other)
 {
-    struct endpoint *e = NULL;
-    struct conn *c = client_pick(s->client, &e);
+    struct conn *c = client_pick(s, avoid, only_other);
     if (!c)
         return false;
-    s->endpoint = e;
     conn_lock(c);
     bool ok = begin(s, c, spec);
     conn_unlock(c);
     conn_unref(c);
-    if (!ok) {
-        pthread_mutex_lock(&s->client->lock);
-        e->breaker.is_probing = false;
-        pthread_mutex_unlock(&s->client->lock);
-        s->endpoint = NULL;
-    }
+    if (!ok)
+        client_unpick(s);
     return ok;
 }
+
+bool attempt_start(struct attempt *s, const struct call_spec *spec)
+{
+    return attempt_start_avoiding(s, spec, NULL, false);
+}
+
 void attempt_cancel(struct attempt *s)
 {
     struct conn *c = s->flow.conn;
@@ -228,43 +280,70 @@ void attempt_cancel(struct attempt *s)
     conn_unlock(c);
 }
 
-void attempt_free(struct attempt *s)
-{
-    if (!s)
-        return;
-    cancel_unhook(s->cancel_hook);
-    s->cancel_hook = NULL;
-    if (s->flow.conn)
-        attempt_cancel(s);
-    client_result(s, s->flow.conn ? s->flow.status.code : STATUS_CANCELLED);
-    attempt_unref(s);
-}
-
 static void on_cancel(void *ud)
 {
     attempt_cancel(ud);
 }
 
-// An attempt on a connection, waiting for one if need be.
-enum status attempt_open(struct rpc_client *c, const struct call_spec *spec,
-                         const struct rpc_opts *o, struct attempt **ret, struct err *err)
+void attempt_hook(struct attempt *s, const struct call_spec *spec)
 {
-    struct cancel *cancel = o ? o->cancel : NULL;
-    int64_t until = o && o->fail_fast ? 0 : client_connect_deadline(c, spec->deadline_us);
+    for (size_t i = 0; i < N_ELEMENTS(s->cancel_hook); i++) {
+        if (spec->cancel[i])
+            s->cancel_hook[i] = cancel_hook(spec->cancel[i], on_cancel, s);
+    }
+}
+
+void attempt_unhook(struct attempt *s)
+{
+    for (size_t i = 0; i < N_ELEMENTS(s->cancel_hook); i++) {
+        cancel_unhook(s->cancel_hook[i]);
+        s->cancel_hook[i] = NULL;
+    }
+}
+
+enum status attempt_open(struct rpc_client *c, const struct call_spec *spec, struct attempt **ret,
+                         struct err *err)
+{
+    int64_t until = spec->fail_fast ? 0 : client_connect_deadline(c, spec->deadline_us);
     struct attempt *s = attempt_new(c, spec);
     if (!s)
-        return err_set(err, STATUS_CANCELLED, "the client is closing or out of memory");
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "%s: out of memory", spec->m->name);
     while (!attempt_start(s, spec)) {
-        enum status st = client_wait_ready(c, until, cancel, err);
-        if (st == STATUS_UNAVAILABLE && spec->deadline_us <= time_mono_us())
-            st = err_set(err, STATUS_DEADLINE_EXCEEDED, "deadline exceeded before a connection");
+        enum status st = client_wait_ready(c, spec, until, err);
         if (st != STATUS_OK) {
             attempt_unref(s);
             return st;
         }
     }
-    if (cancel)
-        s->cancel_hook = cancel_hook(cancel, on_cancel, s);
     *ret = s;
     return STATUS_OK;
+}
+
+// ---------------------------------------------------------------- its end
+
+void attempt_get_end(struct attempt *s, struct attempt_end *ret)
+{
+    struct conn *c = s->flow.conn;
+    conn_lock(c);
+    const struct frame_status *st = &s->flow.status;
+    *ret = (struct attempt_end){
+        .code = st->code,
+        .retry_after_ms = st->retry_after_ms,
+        .conn_serial = s->conn_serial,
+        .was_silent = c->last_rx_us<s->started_us, .was_lost = c->dead, .got_any = s->flow.n_rx> 0};
+    if (st->code != STATUS_OK) {
+        bool refused = details_say(st, RPC_REASON_NOT_STARTED, &ret->retryable);
+        ret->not_started = st->code == STATUS_UNAVAILABLE && (refused || s->flow.unsent);
+    }
+    if (s->m->kind == RPC_UNARY && !s->flow.raw)
+        ret->reply = flow_take(&s->flow);
+    conn_unlock(c);
+}
+
+// The status does not change any more once the flow has ended, so this needs no lock then.
+void attempt_get_details(const struct attempt *s, struct rpc_details *ret)
+{
+    *ret = (struct rpc_details){.reason = ""};
+    if (s && s->flow.status.code != STATUS_OK)
+        details_unpack(&s->flow.status, ret);
 }

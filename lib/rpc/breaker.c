@@ -1,69 +1,101 @@
-// When to try an endpoint, and when to try again.
+// When to leave an endpoint alone.
 //
-//            5 failures in a row                 time is up
-//   closed ----------------------> open (1 s) --------------> half open (one probe)
-//     ^                             ^                              |        |
-//     |                             +------ probe fails, x2, <=30s +        |
-//     +---------------------------------------- probe succeeds -------------+
+//            5 failures in a row,
+//            or half of 20 and more in 10 s       its time is up
+//   closed ---------------------------------> open ------------> half open (one probe at a time)
+//     ^                                        ^  (1 s, x2 each time, <= 30 s)     |        |
+//     |                                        +-------------- probe fails --------+        |
+//     +------------------------------------------------------- probe succeeds --------------+
+//
+// A probe that ends without a verdict (its caller gave up) makes room for the next one. Calls that
+// began before the breaker opened have no say any more.
+#include <string.h>
+
 #include "base/rand.h"
-#include "base/time.h"
 #include "rpc/internal.h"
 
 #define FAILURES_TO_OPEN 5
+#define WINDOW_CALLS_MIN 20
+#define SLOT_US 1000000
 #define OPEN_MIN_US 1000000
 #define OPEN_MAX_US 30000000
-#define BACKOFF_MIN_US 50000
-#define BACKOFF_MAX_US 2000000
+
+enum rpc_breaker_state breaker_state(const struct breaker *b, int64_t now_us)
+{
+    if (b->open_until_us == 0)
+        return RPC_BREAKER_CLOSED;
+    return now_us < b->open_until_us ? RPC_BREAKER_OPEN : RPC_BREAKER_HALF_OPEN;
+}
 
 bool breaker_allows(const struct breaker *b, int64_t now_us)
 {
     return b->open_until_us == 0 || (now_us >= b->open_until_us && !b->is_probing);
 }
 
-void breaker_begin(struct breaker *b, int64_t now_us)
+bool breaker_begin(struct breaker *b, int64_t now_us)
 {
-    if (b->open_until_us != 0 && now_us >= b->open_until_us)
-        b->is_probing = true;
+    bool probe = b->open_until_us != 0 && now_us >= b->open_until_us && !b->is_probing;
+    b->is_probing |= probe;
+    return probe;
 }
 
-void breaker_result(struct breaker *b, bool ok, int64_t now_us)
+// Slots that lie further back than the window count no more.
+static void forget_old(struct breaker *b, int64_t slot)
 {
-    b->is_probing = false;
-    if (ok) {
-        *b = (struct breaker){.n_failures = 0};
-        return;
+    if (slot - b->slot >= BREAKER_SLOTS) {
+        memset(b->slots, 0, sizeof b->slots);
+        b->n_good = b->n_bad = 0;
+        b->slot = slot;
     }
-    if (b->open_until_us == 0 && ++b->n_failures < FAILURES_TO_OPEN)
-        return;
-    if (b->open_until_us != 0 && now_us < b->open_until_us)
-        return; // a call from before it opened
+    while (b->slot < slot) {
+        struct breaker_slot *s = &b->slots[++b->slot % BREAKER_SLOTS];
+        b->n_good -= s->n_good;
+        b->n_bad -= s->n_bad;
+        *s = (struct breaker_slot){.n_good = 0};
+    }
+}
+
+static void open_it(struct breaker *b, int64_t now_us)
+{
     b->open_us = b->open_us ? 2 * b->open_us : OPEN_MIN_US;
     if (b->open_us > OPEN_MAX_US)
         b->open_us = OPEN_MAX_US;
-    b->open_until_us = now_us + b->open_us;
+    // Up to a tenth longer, so that many clients do not probe a weak server in step.
+    b->open_until_us = now_us + b->open_us + (int64_t)rand_below((uint64_t)b->open_us / 10);
+    b->n_opened++;
 }
 
-// Ten successes pay for one retry, so that a failing backend sees at most a tenth more calls.
-void retry_earn(struct retry_budget *r)
+static void close_it(struct breaker *b)
 {
-    if (r->tenths < RETRY_BUDGET_MAX)
-        r->tenths++;
+    *b = (struct breaker){.slot = b->slot, .n_opened = b->n_opened};
 }
 
-bool retry_spend(struct retry_budget *r)
+void breaker_end(struct breaker *b, enum breaker_verdict v, bool was_probe, int64_t now_us)
 {
-    if (r->tenths < 10)
-        return false;
-    r->tenths -= 10;
-    return true;
-}
-
-int64_t retry_backoff_us(unsigned attempt, int64_t retry_after_ms)
-{
-    int64_t most = BACKOFF_MIN_US;
-    for (unsigned i = 1; i < attempt && most < BACKOFF_MAX_US; i++)
-        most *= 2;
-    int64_t wait = most / 2 + (int64_t)rand_below((uint64_t)most); // around most, never in step
-    int64_t asked = retry_after_ms > 0 && retry_after_ms < 60000 ? retry_after_ms * 1000 : 0;
-    return wait > asked ? wait : asked;
+    if (was_probe)
+        b->is_probing = false;
+    if (v == BREAKER_NEUTRAL)
+        return;
+    if (b->open_until_us != 0) {
+        if (was_probe && v == BREAKER_BAD)
+            open_it(b, now_us);
+        else if (was_probe)
+            close_it(b);
+        return;
+    }
+    if (now_us / SLOT_US != b->slot)
+        forget_old(b, now_us / SLOT_US);
+    struct breaker_slot *s = &b->slots[b->slot % BREAKER_SLOTS];
+    if (v == BREAKER_GOOD) {
+        s->n_good++;
+        b->n_good++;
+        b->n_failures = 0;
+        return;
+    }
+    s->n_bad++;
+    b->n_bad++;
+    b->n_failures++;
+    if (b->n_failures >= FAILURES_TO_OPEN ||
+        (b->n_good + b->n_bad >= WINDOW_CALLS_MIN && b->n_bad >= b->n_good))
+        open_it(b, now_us);
 }

@@ -1,8 +1,9 @@
-// A client: a link per endpoint, which one a call takes, and waiting for one.
+// A client: its life, where its calls go and how they end, waiting for a connection.
 #include <errno.h>
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/rand.h"
 #include "base/str.h"
 #include "base/time.h"
 #include "rpc/internal.h"
@@ -38,15 +39,8 @@ static int64_t on_tick(void *ud, int64_t now_us)
         pthread_mutex_unlock(&cl->lock);
         link_free(l);
     }
-    for (size_t i = 0; i < cl->n_endpoints && !cl->is_closing; i++) {
-        struct err err = ERR_INIT;
-        if (cl->endpoints[i].current || link_open(cl, &cl->endpoints[i], &err) == STATUS_OK)
-            continue;
-        log_warn(cl->o.log, "rpc_dial_failed", F_STR("endpoint", cl->endpoints[i].url),
-                 F_ERR(&err));
-        next = now_us + 1000000 < next ? now_us + 1000000 : next;
-    }
-    async_tick(cl, now_us, &next);
+    endpoints_tick(cl, now_us, &next);
+    unary_tick(cl, now_us, &next);
     waiters_tick(cl, now_us, &next);
     return next < now_us + 1000 ? now_us + 1000 : next;
 }
@@ -58,12 +52,13 @@ static void waiters_tick(struct rpc_client *cl, int64_t now_us, int64_t *next_us
     struct list due;
     list_init(&due);
     pthread_mutex_lock(&cl->lock);
-    bool live = client_has_live(cl);
+    bool live = endpoints_any_usable(cl, now_us);
     list_for_each_safe(it, tmp, &cl->waiters)
     {
         struct client_waiter *w = list_entry(it, struct client_waiter, node);
-        if (!live && w->until_us > now_us && !cl->is_closing) {
-            *next_us = w->until_us < *next_us ? w->until_us : *next_us;
+        int64_t at = live ? w->not_before_us : w->until_us;
+        if (at > now_us && !cl->is_closing) {
+            *next_us = at < *next_us ? at : *next_us;
             continue;
         }
         list_remove(&w->node);
@@ -80,49 +75,58 @@ void client_when_ready(struct rpc_client *cl, struct client_waiter *w)
 {
     pthread_mutex_lock(&cl->lock);
     list_push_back(&cl->waiters, &w->node);
+    cl->is_wanted = true;
     pthread_mutex_unlock(&cl->lock);
     clock_wake_at(cl->clock, 0);
 }
 
 // ---------------------------------------------------------------- choosing a connection
 
-// Called with the client's lock held: the least loaded endpoint that is connected and trusted.
-static struct link *choose(struct rpc_client *cl, int64_t now_us, bool *ret_refused)
+struct conn *client_pick(struct attempt *s, const struct endpoint *avoid, bool only_other)
 {
-    struct link *best = NULL;
-    unsigned best_load = 0;
-    for (size_t i = 0; i < cl->n_endpoints; i++) {
-        struct endpoint *e = &cl->endpoints[(cl->turn + i) % cl->n_endpoints];
-        struct link *l = e->current;
-        if (!l || !l->live)
-            continue;
-        if (!breaker_allows(&e->breaker, now_us)) {
-            *ret_refused = true;
-            continue;
-        }
-        unsigned load = l->live->n_flows;
-        if (!best || load < best_load) {
-            best = l;
-            best_load = load;
-        }
-    }
-    cl->turn++;
-    return best;
-}
-
-struct conn *client_pick(struct rpc_client *cl, struct endpoint **ret_endpoint)
-{
+    struct rpc_client *cl = s->client;
     int64_t now = time_mono_us();
-    bool refused = false;
     pthread_mutex_lock(&cl->lock);
-    struct link *l = choose(cl, now, &refused);
-    struct conn *c = l ? conn_ref(l->live) : NULL;
-    if (l) {
-        *ret_endpoint = l->endpoint;
-        breaker_begin(&l->endpoint->breaker, now);
+    struct endpoint *e = cl->is_closing ? NULL : endpoint_choose(cl, now, avoid);
+    if (!e && avoid && !only_other && !cl->is_closing)
+        e = endpoint_choose(cl, now, NULL);
+    if (!e) {
+        pthread_mutex_unlock(&cl->lock);
+        return NULL;
     }
+    struct conn *c = conn_ref(e->current->live);
+    s->endpoint = e;
+    s->conn_serial = e->conn_serial;
+    s->started_us = now;
+    s->is_probe = breaker_begin(&e->breaker, now);
+    e->n_open++;
+    e->n_calls++;
+    cl->stats.n_calls++;
+    cl->n_live += !s->is_live;
+    s->is_live = true;
     pthread_mutex_unlock(&cl->lock);
     return c;
+}
+
+// Called with the client's lock held.
+static void leave_endpoint(struct attempt *s, enum breaker_verdict v, int64_t now_us)
+{
+    struct endpoint *e = s->endpoint;
+    s->endpoint = NULL;
+    breaker_end(&e->breaker, v, s->is_probe, now_us);
+    s->is_probe = false;
+    e->n_open--;
+    endpoint_release(s->client, e);
+}
+
+void client_unpick(struct attempt *s)
+{
+    struct rpc_client *cl = s->client;
+    pthread_mutex_lock(&cl->lock);
+    s->endpoint->n_calls--;
+    cl->stats.n_calls--;
+    leave_endpoint(s, BREAKER_NEUTRAL, 0);
+    pthread_mutex_unlock(&cl->lock);
 }
 
 static void wake_all(void *ud)
@@ -139,50 +143,50 @@ static void timed_wait(struct rpc_client *cl, int64_t until_us)
     pthread_cond_timedwait(&cl->cond, &cl->lock, &ts);
 }
 
-enum status client_pause(struct rpc_client *cl, int64_t until_us, struct cancel *cancel,
-                         struct err *err)
+void client_want(struct rpc_client *cl)
 {
-    struct cancel_hook *h = cancel ? cancel_hook(cancel, wake_all, cl) : NULL;
-    pthread_mutex_lock(&cl->lock);
-    while (!cl->is_closing && !cancel_is_fired(cancel) && time_mono_us() < until_us)
-        timed_wait(cl, until_us);
-    bool stop = cl->is_closing || cancel_is_fired(cancel);
-    pthread_mutex_unlock(&cl->lock);
-    cancel_unhook(h);
-    return stop ? err_set(err, STATUS_CANCELLED, "cancelled") : STATUS_OK;
+    bool first = !cl->is_wanted;
+    cl->is_wanted = true;
+    if (first)
+        clock_wake_at(cl->clock, 0);
 }
 
-enum status client_wait_ready(struct rpc_client *cl, int64_t until_us, struct cancel *cancel,
+// Called with the client's lock held. STATUS_OK: wait on.
+static enum status why_stop(struct rpc_client *cl, const struct call_spec *spec, int64_t until_us,
+                            struct err *err)
+{
+    int64_t now = time_mono_us();
+    if (cl->is_closing)
+        return err_set(err, STATUS_CANCELLED, "the client is closing");
+    if (cancel_is_fired(spec->cancel[0]) || cancel_is_fired(spec->cancel[1]))
+        return err_set(err, STATUS_CANCELLED, "cancelled");
+    bool refused = endpoints_any_ready(cl); // by their breakers
+    if (!refused && now < until_us)
+        return STATUS_OK;
+    enum status s = endpoints_explain(cl, now, err);
+    if (now >= spec->deadline_us)
+        s = err_wrap(err, STATUS_DEADLINE_EXCEEDED, "deadline exceeded before the call began");
+    return s;
+}
+
+enum status client_wait_ready(struct rpc_client *cl, const struct call_spec *spec, int64_t until_us,
                               struct err *err)
 {
-    struct cancel_hook *h = cancel ? cancel_hook(cancel, wake_all, cl) : NULL;
+    struct cancel_hook *h[2];
+    for (int i = 0; i < 2; i++)
+        h[i] = spec->cancel[i] ? cancel_hook(spec->cancel[i], wake_all, cl) : NULL;
     enum status s = STATUS_OK;
-    bool refused = false;
     pthread_mutex_lock(&cl->lock);
-    for (;;) {
-        refused = false;
-        int64_t now = time_mono_us();
-        if (cl->is_closing || cancel_is_fired(cancel)) {
-            s = err_set(err, STATUS_CANCELLED, "cancelled");
+    client_want(cl);
+    while (!endpoints_any_usable(cl, time_mono_us()) || cl->is_closing) {
+        s = why_stop(cl, spec, until_us, err);
+        if (s != STATUS_OK)
             break;
-        }
-        if (choose(cl, now, &refused))
-            break;
-        if (refused) {
-            s = err_set(err, STATUS_UNAVAILABLE,
-                        "%s: it failed repeatedly and is left alone for "
-                        "a moment",
-                        cl->endpoints[0].url);
-            break;
-        }
-        if (now >= until_us) {
-            s = err_set(err, STATUS_UNAVAILABLE, "%s: no connection", cl->endpoints[0].url);
-            break;
-        }
         timed_wait(cl, until_us);
     }
     pthread_mutex_unlock(&cl->lock);
-    cancel_unhook(h);
+    cancel_unhook(h[0]);
+    cancel_unhook(h[1]);
     return s;
 }
 
@@ -192,19 +196,72 @@ int64_t client_connect_deadline(const struct rpc_client *c, int64_t deadline_us)
     return until < deadline_us ? until : deadline_us;
 }
 
-void client_result(struct attempt *s, enum status code)
+// A connection that is lost takes all its calls with it, which is one failure and not many.
+static enum breaker_verdict verdict(struct endpoint *e, const struct attempt_end *end)
+{
+    switch (end->code) {
+    case STATUS_CANCELLED:
+        return BREAKER_NEUTRAL;
+    case STATUS_DEADLINE_EXCEEDED:
+        return end->was_silent ? BREAKER_BAD : BREAKER_NEUTRAL;
+    case STATUS_UNAVAILABLE:
+        if (end->was_lost && e->lost_serial == end->conn_serial)
+            return BREAKER_NEUTRAL;
+        e->lost_serial = end->was_lost ? end->conn_serial : e->lost_serial;
+        return BREAKER_BAD;
+    default:
+        return BREAKER_GOOD;
+    }
+}
+
+void client_result_locked(struct attempt *s, struct attempt_end *e, int64_t now_us)
 {
     struct rpc_client *cl = s->client;
+    struct endpoint *at = s->endpoint;
+    e->endpoint = at;
+    if (!at)
+        return;
+    cl->stats.n_failed += e->code != STATUS_OK;
+    at->n_failed += e->code != STATUS_OK;
+    if (e->code == STATUS_OK)
+        retry_earn(&cl->budget);
+    leave_endpoint(s, verdict(at, e), now_us);
+}
+
+void client_result(struct attempt *s, struct attempt_end *e)
+{
+    int64_t now = time_mono_us();
+    pthread_mutex_lock(&s->client->lock);
+    client_result_locked(s, e, now);
+    pthread_mutex_unlock(&s->client->lock);
+}
+
+void client_result_code(struct attempt *s, enum status code)
+{
+    struct attempt_end e = {.code = code};
+    if (s->flow.conn)
+        attempt_get_end(s, &e);
+    e.code = code;
+    client_result(s, &e);
+}
+
+bool client_may_repeat(struct rpc_client *cl, const struct endpoint *e, bool is_hedge,
+                       int64_t now_us)
+{
     pthread_mutex_lock(&cl->lock);
-    if (!s->counted) {
-        s->counted = true;
-        cl->stats.n_failed += code != STATUS_OK;
-        if (code == STATUS_OK)
-            retry_earn(&cl->budget);
-        if (s->endpoint)
-            breaker_result(&s->endpoint->breaker, code != STATUS_UNAVAILABLE, time_mono_us());
+    bool ok = retry_spend(&cl->budget, now_us);
+    cl->stats.n_retries += ok && !is_hedge;
+    cl->stats.n_hedges += ok && is_hedge;
+    list_for_each(it, &cl->all_endpoints)
+    {
+        struct endpoint *at = list_entry(it, struct endpoint, all);
+        if (!ok || at != e)
+            continue;
+        at->n_retries += !is_hedge;
+        at->n_hedges += is_hedge;
     }
     pthread_mutex_unlock(&cl->lock);
+    return ok;
 }
 
 bool client_enter(struct rpc_client *c)
@@ -212,7 +269,6 @@ bool client_enter(struct rpc_client *c)
     pthread_mutex_lock(&c->lock);
     bool ok = !c->is_closing;
     c->n_live += ok;
-    c->stats.n_calls += ok;
     pthread_mutex_unlock(&c->lock);
     return ok;
 }
@@ -229,20 +285,30 @@ void client_leave(struct rpc_client *c)
 
 static void client_release(struct rpc_client *cl)
 {
+    clock_stop(cl->clock); // transports still wake it
+    for (struct list *it; (it = list_pop_front(&cl->links));)
+        link_free(list_entry(it, struct link, all));
     clock_free(cl->clock);
-    list_for_each_safe(it, tmp, &cl->links)
-    {
-        struct link *l = list_entry(it, struct link, all);
-        list_remove(&l->all);
-        cl->clock = NULL;
-        link_free(l);
-    }
     work_pool_free(cl->own_pool);
     explicit_bzero(&cl->identity, sizeof cl->identity);
-    mem_free(cl->endpoints);
+    endpoints_free(cl);
     pthread_cond_destroy(&cl->cond);
     pthread_mutex_destroy(&cl->lock);
     mem_free(cl);
+}
+
+// Here rather than on the clock's thread, so that an address that makes no sense is heard of.
+static enum status dial_first(struct rpc_client *cl, struct err *err)
+{
+    if (cl->o.lazy || cl->o.max_connections)
+        return STATUS_OK;
+    for (size_t i = 0; i < cl->n_endpoints; i++) {
+        cl->endpoints[i]->since_us = time_mono_us();
+        enum status s = link_open(cl, cl->endpoints[i], err);
+        if (s != STATUS_OK)
+            return s;
+    }
+    return STATUS_OK;
 }
 
 struct rpc_client *rpc_client_new(const struct rpc_client_opts *o, struct err *err)
@@ -274,37 +340,44 @@ struct rpc_client *rpc_client_new(const struct rpc_client_opts *o, struct err *e
     pthread_cond_init(&cl->cond, &attr);
     pthread_condattr_destroy(&attr);
     list_init(&cl->links);
+    list_init(&cl->all_endpoints);
+    list_init(&cl->registered);
     list_init(&cl->waiting);
+    list_init(&cl->due);
     list_init(&cl->completed);
     list_init(&cl->waiters);
-    cl->budget.tenths = RETRY_BUDGET_MAX;
+    cl->budget = (struct retry_budget){.units = RETRY_BUDGET_MAX, .refilled_us = time_mono_us()};
+    cl->random = rand_u64() | 1;
     cl->pool = o->pool;
-    cl->endpoints = mem_array(o->n_endpoints, sizeof *cl->endpoints);
-    cl->clock = cl->endpoints ? clock_new(on_tick, cl) : NULL;
-    if (!cl->clock) {
-        err_set(err, STATUS_RESOURCE_EXHAUSTED, "client: out of memory or threads");
+    cl->o.name = NULL;
+    if (o->name)
+        str_copy(cl->name, sizeof cl->name, o->name);
+    enum status s = endpoints_set(cl, o->endpoints, o->n_endpoints, err);
+    cl->o.endpoints = NULL;
+    cl->clock = s == STATUS_OK ? clock_new(on_tick, cl) : NULL;
+    if (s == STATUS_OK && !cl->clock)
+        s = err_set(err, STATUS_RESOURCE_EXHAUSTED, "client: out of memory or threads");
+    if (s == STATUS_OK)
+        s = dial_first(cl, err);
+    if (s != STATUS_OK) {
         client_release(cl);
         return NULL;
     }
-    for (size_t i = 0; i < o->n_endpoints; i++) {
-        if (!str_copy(cl->endpoints[i].url, sizeof cl->endpoints[i].url, o->endpoints[i].url)) {
-            err_set(err, STATUS_INVALID_ARGUMENT, "address too long: %s", o->endpoints[i].url);
-            client_release(cl);
-            return NULL;
-        }
-        memcpy(cl->endpoints[i].key, o->endpoints[i].key, 32);
-    }
-    cl->o.endpoints = NULL;
-    cl->n_endpoints = o->n_endpoints;
-    for (size_t i = 0; i < cl->n_endpoints; i++) {
-        if (link_open(cl, &cl->endpoints[i], err) != STATUS_OK) {
-            rpc_client_free(cl);
-            return NULL;
-        }
-    }
+    channels_add(cl);
     cl->is_started = true; // from here on the links are the clock's
     clock_wake_at(cl->clock, 0);
     return cl;
+}
+
+enum status rpc_client_set_endpoints(struct rpc_client *cl, const struct rpc_endpoint *e, size_t n,
+                                     struct err *err)
+{
+    pthread_mutex_lock(&cl->lock);
+    enum status s = endpoints_set(cl, e, n, err);
+    pthread_cond_broadcast(&cl->cond);
+    pthread_mutex_unlock(&cl->lock);
+    clock_wake_at(cl->clock, 0);
+    return s;
 }
 
 // Cancel what is open and wait a moment for the server to know: then nothing more comes in, and
@@ -351,6 +424,7 @@ void rpc_client_free(struct rpc_client *cl)
 {
     if (!cl)
         return;
+    channels_remove(cl);
     pthread_mutex_lock(&cl->lock);
     cl->is_closing = true;
     pthread_cond_broadcast(&cl->cond);
@@ -359,29 +433,18 @@ void rpc_client_free(struct rpc_client *cl)
     abort_flows(cl);
     int64_t next = TIME_NEVER;
     waiters_tick(cl, time_mono_us(), &next);
-    async_fail_waiting(cl);
+    unary_fail_waiting(cl);
     pthread_mutex_lock(&cl->lock);
     while (cl->n_live)
         pthread_cond_wait(&cl->cond, &cl->lock);
     pthread_mutex_unlock(&cl->lock);
-    while (!list_is_empty(&cl->links)) {
-        struct list *it = list_pop_front(&cl->links);
-        link_free(list_entry(it, struct link, all));
-    }
     client_release(cl);
-}
-
-bool client_has_live(struct rpc_client *cl)
-{
-    bool refused = false;
-    return choose(cl, time_mono_us(), &refused) != NULL;
 }
 
 bool rpc_client_is_connected(struct rpc_client *cl)
 {
-    bool refused = false;
     pthread_mutex_lock(&cl->lock);
-    bool yes = choose(cl, time_mono_us(), &refused) != NULL || refused;
+    bool yes = endpoints_any_ready(cl);
     pthread_mutex_unlock(&cl->lock);
     return yes;
 }
@@ -394,9 +457,9 @@ void rpc_client_get_stats(struct rpc_client *cl, struct rpc_client_stats *ret)
     pthread_mutex_lock(&cl->lock);
     *ret = cl->stats;
     ret->calls_open = cl->n_live;
-    ret->breaker_open = true;
+    ret->breaker_open = cl->n_endpoints > 0;
     for (size_t i = 0; i < cl->n_endpoints; i++) {
-        const struct endpoint *e = &cl->endpoints[i];
+        const struct endpoint *e = cl->endpoints[i];
         ret->breaker_open &= !breaker_allows(&e->breaker, now);
         if (e->current && e->current->live && n < N_ELEMENTS(live))
             live[n++] = conn_ref(e->current->live);

@@ -174,6 +174,7 @@ void conn_end(struct conn *c, enum status code, const char *why)
         struct flow *f = list_entry(it, struct flow, all);
         f->status = (struct frame_status){.code = code};
         snprintf(f->status.msg, sizeof f->status.msg, "connection lost: %s", why);
+        f->unsent = f->open_pos > c->calls_taken;
         flow_post(f, FLOW_ENDED);
         flow_remove(f);
     }

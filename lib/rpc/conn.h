@@ -91,7 +91,9 @@ struct flow {
     bool rx_half;
     unsigned n_rx; // messages so far
 
-    bool ended; // nothing more will be exchanged
+    bool ended;        // nothing more will be exchanged
+    bool unsent;       // client: it ended before its OPEN left
+    uint64_t open_pos; // client: end of its OPEN in all that `calls` ever held
     struct frame_status status;
     uint8_t *details; // what status.details points to, when it is ours
 };
@@ -174,6 +176,8 @@ struct conn {
     uint64_t tx_records, tx_acked;
     size_t unacked_bytes, window;
     int64_t min_ack_us, last_send_us;
+    int64_t rtt_us;       // smoothed delay of acknowledgements
+    uint64_t calls_taken; // bytes of `calls` that left
     bool window_limited;
     int64_t tx_credit; // client link, dialling side: of the connection
     unsigned slots_used;

@@ -31,6 +31,7 @@ static void on_ack(struct conn *c, uint64_t n)
     c->unacked_bytes -= acked;
     if (c->min_ack_us == 0 || delay < c->min_ack_us)
         c->min_ack_us = delay > 0 ? delay : 1;
+    c->rtt_us = c->rtt_us ? c->rtt_us + (delay - c->rtt_us) / 8 : delay;
     if (c->window_limited && delay < 2 * c->min_ack_us)
         c->window = c->window + acked < CONN_WINDOW_MAX ? c->window + acked : CONN_WINDOW_MAX;
     else if (delay > 8 * c->min_ack_us + 20000)

@@ -51,6 +51,13 @@ static size_t take_run(struct buf *b, size_t *off, uint8_t *dst, size_t room)
     return n;
 }
 
+static size_t take_calls(struct conn *c, uint8_t *dst, size_t room)
+{
+    size_t n = take_run(&c->calls, &c->calls_off, dst, room);
+    c->calls_taken += n;
+    return n;
+}
+
 // As much of one flow's queue as quantum, credit and room allow. Returns bytes written.
 static size_t take_flow(struct conn *c, struct flow *f, uint8_t *dst, size_t room, size_t quantum)
 {
@@ -165,11 +172,11 @@ static bool send_record(struct conn *c, bool only_control)
     }
     n += take_run(&c->control, &c->control_off, p + n, want - n);
     if (!only_control)
-        n += take_run(&c->calls, &c->calls_off, p + n, want - n);
+        n += take_calls(c, p + n, want - n);
     if (flows_may && !conn_pending(&c->calls, c->calls_off)) {
         n += take_ready(c, &c->ready_urgent, p + n, want - n);
         n += take_ready(c, &c->ready_bulk, p + n, want - n);
-        n += take_run(&c->calls, &c->calls_off, p + n, want - n);
+        n += take_calls(c, p + n, want - n);
     }
     if (n == 0) {
         c->o.ops->msg_free(m);

@@ -66,8 +66,8 @@ struct listener {
 struct rpc_server {
     struct rpc_server_opts o;
     struct chan_local *local; // who we are in handshakes
-    pthread_mutex_t lock; // taken inside a connection's lock, never around it
-    pthread_cond_t cond;  // calls ended, connections went idle
+    pthread_mutex_t lock;     // taken inside a connection's lock, never around it
+    pthread_cond_t cond;      // calls ended, connections went idle
     struct listener listeners[MAX_LISTENERS];
     size_t n_listeners;
     bool is_listening, is_stopped;
@@ -139,30 +139,74 @@ void proxy_free(struct proxy *p);
 
 // ---------------------------------------------------------------- breaker.c
 
-struct breaker { // of one endpoint; the client's lock
-    unsigned n_failures;
-    int64_t open_until_us, open_us;
+#define BREAKER_SLOTS 10 // of a second each
+struct breaker_slot {
+    unsigned n_good, n_bad;
+};
+struct breaker {            // of one endpoint; the client's lock
+    unsigned n_failures;    // in a row
+    unsigned n_good, n_bad; // in the window
+    unsigned n_opened;
+    struct breaker_slot slots[BREAKER_SLOTS];
+    int64_t slot;          // the newest
+    int64_t open_until_us; // 0 = closed
+    int64_t open_us;
     bool is_probing;
 };
+enum breaker_verdict { BREAKER_GOOD, BREAKER_BAD, BREAKER_NEUTRAL };
 bool breaker_allows(const struct breaker *b, int64_t now_us);
-void breaker_begin(struct breaker *b, int64_t now_us); // a call is about to use the endpoint
-void breaker_result(struct breaker *b, bool ok, int64_t now_us);
+// A call that was allowed is about to use the endpoint. True: it is the probe, and its end must say
+// so.
+bool breaker_begin(struct breaker *b, int64_t now_us);
+void breaker_end(struct breaker *b, enum breaker_verdict v, bool was_probe, int64_t now_us);
+enum rpc_breaker_state breaker_state(const struct breaker *b, int64_t now_us);
+
+// ---------------------------------------------------------------- retry.c
 
 struct retry_budget { // of one client; the client's lock
-    int64_t tenths;
+    int64_t units, refilled_us;
 };
-#define RETRY_BUDGET_MAX 100
-void retry_earn(struct retry_budget *r);  // a call succeeded
-bool retry_spend(struct retry_budget *r); // false: too many retries already
-int64_t retry_backoff_us(unsigned attempt, int64_t retry_after_ms); // attempt 1 = the first retry
+#define RETRY_BUDGET_MAX 10000                            // ten repeats
+void retry_earn(struct retry_budget *r);                  // a call succeeded
+bool retry_spend(struct retry_budget *r, int64_t now_us); // false: too many repeats already
+
+struct retry_plan {                               // of one call
+    unsigned most;                                // attempts
+    bool never;                                   // not even what never started
+    int64_t backoff_us, backoff_max_us, hedge_us; // hedge_us 0: none
+    unsigned n_tried;                             // attempts begun
+    unsigned n_free;                              // of these, repeats of what never started
+    uint64_t free_conn;                           // the last connection such a repeat was for
+};
+struct attempt_end { // how an attempt went
+    enum status code;
+    bool not_started; // certainly no handler saw it
+    bool retryable;   // its details say so
+    int64_t retry_after_ms;
+    uint64_t conn_serial;
+    bool was_silent;                 // nothing was heard of the server since it began
+    bool was_lost;                   // with its connection
+    bool got_any;                    // messages
+    const struct endpoint *endpoint; // where it was, once counted; only compared
+    struct rx_msg *reply;            // unary; owned
+};
+// Worth another attempt, if the rest allows it.
+static inline bool retry_is_failure(const struct attempt_end *e)
+{
+    return e->code == STATUS_UNAVAILABLE || e->retryable;
+}
+void retry_init(struct retry_plan *r, const struct rpc_method *m, const struct rpc_opts *o);
+int64_t retry_backoff_us(const struct retry_plan *r, unsigned nth, int64_t retry_after_ms);
+// Shall the call be tried again, and when? Spends the client's budget.
+bool retry_next(struct retry_plan *r, const struct attempt_end *e, struct rpc_client *c,
+                int64_t deadline_us, int64_t now_us, int64_t *ret_at_us) MUST_CHECK;
 
 // ---------------------------------------------------------------- client
 
-struct endpoint;
 struct link { // a socket and dialer for one endpoint, and the connection it has at the moment
     struct rpc_client *client;
-    struct endpoint *endpoint;
-    struct list all; // client's links
+    struct endpoint *endpoint; // which counts it
+    struct list all;           // client's links
     const struct transport_ops *ops;
     struct transport *transport;
     pthread_mutex_t lock;
@@ -172,29 +216,71 @@ struct link { // a socket and dialer for one endpoint, and the connection it has
     struct conn *live; // conn while it may be used; client's lock
     bool draining;     // client's lock: no new calls; freed when empty
 };
-struct endpoint {
-    char url[RPC_URL_SIZE];
-    uint8_t key[32];
-    struct breaker breaker;
-    struct link *current;
-};
 
+// ---- link.c ----
 enum status link_open(struct rpc_client *cl, struct endpoint *e, struct err *err) MUST_CHECK;
 void link_free(struct link *l);
 struct conn *link_conn(struct link *l);                           // referenced, or NULL
 void link_tick(struct link *l, int64_t now_us, int64_t *next_us); // clock thread only
+void link_forget_live(struct link *l, struct conn *c);            // client's lock
+
+// ---- endpoint.c: everything needs the client's lock unless it says otherwise ----
+struct endpoint {
+    char url[RPC_URL_SIZE];
+    uint8_t key[32];
+    struct list all;      // client's, removed ones included
+    bool removed;         // by rpc_client_set_endpoints(); freed once nothing uses it
+    unsigned n_links;     // that name it
+    struct link *current; // dialled, and not draining
+    size_t ready_at;      // 1 + index in client's ready; 0: not there
+    struct breaker breaker;
+    unsigned n_open; // calls in flight, on whatever connection
+    uint64_t n_calls, n_failed, n_retries, n_hedges, n_connects;
+    uint64_t bytes_in, bytes_out; // of connections that are gone
+    uint64_t conn_serial;         // of the connection it has
+    uint64_t lost_serial;         // the last one whose loss the breaker heard of
+    int64_t since_us;             // when it was dialled, got or lost its connection
+    int64_t not_before_us;        // when dialling was impossible
+    bool was_lost;                // a connection, since it was dialled
+    char last_error[96];          // why it has none, or had none
+};
+enum status endpoints_set(struct rpc_client *c, const struct rpc_endpoint *e, size_t n,
+                          struct err *err) MUST_CHECK;
+void endpoints_free(struct rpc_client *c);
+void endpoint_release(struct rpc_client *c, struct endpoint *e); // frees it if removed and unused
+// A link's connection came or went. why: NULL when nothing failed.
+void endpoint_connected(struct rpc_client *c, struct link *l);
+void endpoint_lost(struct rpc_client *c, struct link *l, const char *why);
+// Takes no new calls from here on; its link is freed when it is empty.
+void endpoint_drain(struct rpc_client *c, struct endpoint *e);
+enum rpc_channel_state endpoint_state(const struct endpoint *e);
+// The endpoint for the next call; NULL when none is ready. avoid: only if there is no other.
+struct endpoint *endpoint_choose(struct rpc_client *c, int64_t now_us,
+                                 const struct endpoint *avoid);
+bool endpoints_any_ready(const struct rpc_client *c);
+bool endpoints_any_usable(const struct rpc_client *c, int64_t now_us); // by their breakers
+// Which to dial and which to give up; takes the client's lock itself, on the clock thread.
+void endpoints_tick(struct rpc_client *c, int64_t now_us, int64_t *next_us);
+// Says why no call can begin: UNAVAILABLE.
+enum status endpoints_explain(const struct rpc_client *c, int64_t now_us, struct err *err);
 
 struct rpc_client {
     struct rpc_client_opts o;
+    char name[64];
     struct chan_identity identity;
     struct chan_trust trust;
-    struct endpoint *endpoints;
-    size_t n_endpoints, turn;
-    pthread_mutex_t lock; // taken inside a connection's lock, never around it
+    struct list registered; // in the process' list of clients
+    pthread_mutex_t lock;   // taken inside a connection's lock, never around it
     pthread_cond_t cond;
+    struct list all_endpoints;   // struct endpoint
+    struct endpoint **endpoints; // as set, those to dial first in front
+    struct endpoint **ready;     // those that may be chosen; room for all
+    size_t n_endpoints, n_ready, turn;
+    uint64_t random, n_serials;
+    bool is_wanted; // lazy: the first call has come
     struct list links;
-    struct list waiting, completed; // struct async
-    struct list waiters;            // struct client_waiter
+    struct list waiting, due, completed; // struct unary
+    struct list waiters;                 // struct client_waiter
     bool completing, is_closing;
     atomic_bool is_started;
     unsigned n_live; // calls and streams
@@ -204,25 +290,29 @@ struct rpc_client {
     struct rpc_client_stats stats;
 };
 
-// fn runs once on the clock thread: a connection is there, or until_us came, or the client closes.
+// fn runs once on the clock thread: a connection is there after not_before_us, or until_us came, or
+// the client closes.
 struct client_waiter {
     struct list node;
-    int64_t until_us;
+    int64_t not_before_us, until_us;
     void (*fn)(struct client_waiter *w);
 };
 void client_when_ready(struct rpc_client *c, struct client_waiter *w);
 
-// One attempt of a call.
+// ---- attempt.c: one attempt of a call ----
 struct attempt {
     struct flow flow;
     atomic_uint refs;
     struct rpc_client *client;
-    struct endpoint *endpoint; // NULL until started
+    struct endpoint *endpoint; // from its start until its end is counted; client's lock
     const struct rpc_method *m;
-    int64_t deadline_us;
-    bool counted;                   // its outcome has been told to the breaker
-    bool is_started, cancel_wanted; // async: client's lock
-    struct cancel_hook *cancel_hook;
+    int64_t started_us, deadline_us;
+    uint64_t conn_serial;
+    struct rpc_trace trace;
+    unsigned nth;                   // of its call
+    bool is_live, is_probe;         // counted in n_live; for the breaker
+    bool is_started, cancel_wanted; // unary: client's lock
+    struct cancel_hook *cancel_hook[2];
     void (*on_event)(struct attempt *s, unsigned events); // NULL: somebody waits
     void (*on_gone)(struct attempt *s);                   // it is being freed
     void *ud;
@@ -235,6 +325,8 @@ struct call_spec { // what every attempt needs; strings borrowed
     const struct rpc_trace *trace;       // borrowed until the attempt has begun; NULL: none
     const struct rpc_metadata *metadata; // the same
     size_t n_metadata;
+    struct cancel *cancel[2]; // or NULL: the caller's, and that of the call whose handler runs here
+    bool fail_fast;
     const void *req; // packed, or NULL for streams without one
     size_t req_len;
 };
@@ -243,29 +335,54 @@ struct attempt *attempt_ref(struct attempt *s);
 void attempt_unref(struct attempt *s);
 // Start on a connection that is ready now. False: none is.
 bool attempt_start(struct attempt *s, const struct call_spec *spec) MUST_CHECK;
+// The same, but rather not on that endpoint; only_other: not at all. avoid is only compared.
+bool attempt_start_avoiding(struct attempt *s, const struct call_spec *spec,
+                            const struct endpoint *avoid, bool only_other) MUST_CHECK;
 // A new attempt, started; waits for a connection if need be.
-enum status attempt_open(struct rpc_client *c, const struct call_spec *spec,
-                         const struct rpc_opts *o, struct attempt **ret,
+enum status attempt_open(struct rpc_client *c, const struct call_spec *spec, struct attempt **ret,
                          struct err *err) MUST_CHECK;
+void attempt_hook(struct attempt *s, const struct call_spec *spec); // cancelled with its caller
+void attempt_unhook(struct attempt *s);
 void attempt_cancel(struct attempt *s); // any thread, once started
-void attempt_free(struct attempt *s);   // the caller's own: cancels if unfinished
-// The connection the next call shall use, referenced; NULL when none is ready.
-struct conn *client_pick(struct rpc_client *c, struct endpoint **ret_endpoint);
-// Wait for a connection, at most until until_us.
-enum status client_wait_ready(struct rpc_client *c, int64_t until_us, struct cancel *cancel,
-                              struct err *err) MUST_CHECK;
-// Wait until until_us, unless cancelled or closing: then CANCELLED.
-enum status client_pause(struct rpc_client *c, int64_t until_us, struct cancel *cancel,
-                         struct err *err) MUST_CHECK;
-bool client_has_live(struct rpc_client *c); // a connection that may be used; client's lock
-unsigned retry_attempts(const struct rpc_method *m, const struct rpc_opts *o);
-bool client_may_retry(struct rpc_client *c); // spends budget
+// Once ended: how, and a unary call's reply. Takes the connection's lock.
+void attempt_get_end(struct attempt *s, struct attempt_end *ret);
+void attempt_get_details(const struct attempt *s, struct rpc_details *ret); // once ended, or NULL
 void call_spec_init(struct call_spec *spec, const struct rpc_method *m, const struct rpc_opts *o);
 enum status call_spec_check(const struct call_spec *spec, struct err *err) MUST_CHECK;
+// Copies what spec borrows, but for the request, to `to`, which is aligned and has that much room.
+// Returns its end.
+size_t call_spec_room(const struct call_spec *spec);
+char *call_spec_keep(struct call_spec *spec, char *to);
+
+// ---- client.c ----
+// Picks the connection for an attempt and counts it there. Referenced; NULL when none is ready.
+struct conn *client_pick(struct attempt *s, const struct endpoint *avoid, bool only_other);
+void client_unpick(struct attempt *s); // it could not begin after all
+// How it ended, for breaker, budget, statistics; only the first time counts. Fills e->endpoint.
+void client_result(struct attempt *s, struct attempt_end *e);
+void client_result_locked(struct attempt *s, struct attempt_end *e, int64_t now_us);
+void client_result_code(struct attempt *s, enum status code); // the same, ended otherwise
+// Wait for a connection, at most until until_us.
+enum status client_wait_ready(struct rpc_client *c, const struct call_spec *spec, int64_t until_us,
+                              struct err *err) MUST_CHECK;
 int64_t client_connect_deadline(const struct rpc_client *c, int64_t deadline_us);
-void client_result(struct attempt *s, enum status code); // for breaker, budget, statistics
+// A retry or hedge; e may be gone. False: the budget is spent.
+bool client_may_repeat(struct rpc_client *c, const struct endpoint *e, bool is_hedge,
+                       int64_t now_us);
 bool client_enter(struct rpc_client *c); // counts a live call; false when closing
 void client_leave(struct rpc_client *c);
-void async_tick(struct rpc_client *c, int64_t now_us, int64_t *next_us);
-void async_fail_waiting(struct rpc_client *c);
+// No connection is there: dial, if that had to wait for a call.
+void client_want(struct rpc_client *c);
+
+// ---- unary.c ----
+// Adds those that wait for their next attempt.
+struct call_list;
+void unary_see_waiting(struct rpc_client *c, int64_t now_us, struct call_list *calls);
+void unary_tick(struct rpc_client *c, int64_t now_us, int64_t *next_us); // clock thread
+void unary_fail_waiting(struct rpc_client *c);
+
+// ---- channels.c ----
+struct rpc_client_call_info *call_list_add(struct call_list *l); // NULL: out of memory
+void channels_add(struct rpc_client *c);
+void channels_remove(struct rpc_client *c);
 enum status err_from_status(struct err *err, const struct frame_status *s);

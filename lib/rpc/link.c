@@ -52,7 +52,7 @@ static void owner_ready(struct conn *c)
     pthread_mutex_lock(&cl->lock);
     if (!l->draining)
         l->live = conn_ref(c);
-    cl->stats.n_connects++;
+    endpoint_connected(cl, l);
     pthread_cond_broadcast(&cl->cond);
     pthread_mutex_unlock(&cl->lock);
     clock_wake_at(cl->clock, 0); // calls may be waiting
@@ -71,7 +71,7 @@ static void owner_idle(struct conn *c)
 }
 
 // Called with the client's lock held. The link still holds a reference of its own.
-static void forget_live(struct link *l, struct conn *c)
+void link_forget_live(struct link *l, struct conn *c)
 {
     if (l->live != c)
         return;
@@ -84,10 +84,10 @@ static void owner_goaway(struct conn *c)
     struct link *l = link_of(c);
     struct rpc_client *cl = l->client;
     pthread_mutex_lock(&cl->lock);
-    l->draining = true;
-    forget_live(l, c);
     if (l->endpoint->current == l)
-        l->endpoint->current = NULL;
+        endpoint_drain(cl, l->endpoint);
+    l->draining = true;
+    link_forget_live(l, c);
     pthread_mutex_unlock(&cl->lock);
     clock_wake_at(cl->clock, 0);
 }
@@ -99,7 +99,10 @@ static void owner_dead(struct conn *c)
     log_debug(cl->o.log, "rpc_connection_lost", F_STR("endpoint", l->endpoint->url),
               F_STR("why", c->why));
     pthread_mutex_lock(&cl->lock);
-    forget_live(l, c);
+    link_forget_live(l, c);
+    endpoint_lost(cl, l, c->why);
+    l->endpoint->bytes_in += c->bytes_in;
+    l->endpoint->bytes_out += c->bytes_out;
     cl->stats.bytes_in += c->bytes_in;
     cl->stats.bytes_out += c->bytes_out;
     cl->stats.records_in += c->rx_records;
@@ -204,6 +207,12 @@ void link_free(struct link *l)
     if (l->transport)
         l->ops->free(l->transport);
     conn_unref(l->conn);
+    pthread_mutex_lock(&l->client->lock);
+    l->endpoint->n_links--;
+    if (l->endpoint->current == l)
+        l->endpoint->current = NULL;
+    endpoint_release(l->client, l->endpoint);
+    pthread_mutex_unlock(&l->client->lock);
     pthread_mutex_destroy(&l->lock);
     mem_free(l);
 }
@@ -218,6 +227,9 @@ enum status link_open(struct rpc_client *cl, struct endpoint *e, struct err *err
     l->ops = transport_for(cl->o.transport, e->url);
     list_init(&l->all);
     pthread_mutex_init(&l->lock, NULL);
+    pthread_mutex_lock(&cl->lock);
+    e->n_links++;
+    pthread_mutex_unlock(&cl->lock);
     enum status s = l->ops->dial(e->url, &link_events, l, &l->transport, err);
     if (s != STATUS_OK) {
         link_free(l);

@@ -141,7 +141,7 @@ static void move_once(struct proxy *p, struct attempt *s, int where)
     }
     if (ended) {
         answer(p, &st);
-        client_result(s, st.code);
+        client_result_code(s, st.code);
     }
 }
 
@@ -200,7 +200,7 @@ void proxy_event(struct rpc_call *c, unsigned events)
         struct frame_status st = c->flow.status;
         conn_unlock(c->flow.conn);
         attempt_cancel(s);
-        client_result(s, STATUS_CANCELLED);
+        client_result_code(s, STATUS_CANCELLED);
         answer(p, &st);
     } else {
         if (events & FLOW_READABLE)

@@ -200,35 +200,6 @@ static void test_load_is_spread_and_a_lost_endpoint_left_out(void **state)
     world_done(&b);
 }
 
-static void test_breaker_opens_probes_and_closes(void **state)
-{
-    (void)state;
-    struct breaker b = {.n_failures = 0};
-    for (int i = 0; i < 4; i++)
-        breaker_result(&b, false, 100);
-    assert_true(breaker_allows(&b, 100));
-    breaker_result(&b, true, 100);
-    for (int i = 0; i < 5; i++)
-        breaker_result(&b, false, 100);
-    assert_false(breaker_allows(&b, 200));
-    int64_t later = 100 + 1000000;
-    assert_true(breaker_allows(&b, later));
-    breaker_begin(&b, later);
-    assert_false(breaker_allows(&b, later)); // one probe at a time
-    breaker_result(&b, false, later);
-    assert_false(breaker_allows(&b, later + 1500000)); // twice as long now
-    later += 2000000;
-    breaker_begin(&b, later);
-    breaker_result(&b, true, later);
-    assert_true(breaker_allows(&b, later));
-    struct retry_budget r = {.tenths = 20};
-    assert_true(retry_spend(&r) && retry_spend(&r) && !retry_spend(&r));
-    for (int i = 0; i < 10; i++)
-        retry_earn(&r);
-    assert_true(retry_spend(&r));
-    assert_true(retry_backoff_us(1, 500) >= 500000);
-}
-
 // ---------------------------------------------------------------- strangers
 
 static void test_wrong_key_never_connects(void **state)
@@ -551,7 +522,6 @@ int main(void)
         cmocka_unit_test(test_only_repeatable_calls_are_retried),
         cmocka_unit_test(test_draining_server_finishes_its_calls),
         cmocka_unit_test(test_load_is_spread_and_a_lost_endpoint_left_out),
-        cmocka_unit_test(test_breaker_opens_probes_and_closes),
         cmocka_unit_test(test_wrong_key_never_connects),
         cmocka_unit_test(test_links_and_grants_must_fit),
         cmocka_unit_test(test_garbage_and_silence_are_cut_off),

@@ -448,9 +448,9 @@ static void weather(struct storm *s, bool foul)
     struct tcp_proxy_link l = {0};
     if (foul)
         l = (struct tcp_proxy_link){
-            .delay_us = 1000, .jitter_us = 2000, .flip_mean_bytes = 1 << 20};
+            .delay_us = 1000, .jitter_us = 2000, .flip_mean_bytes = 2 << 20};
     tcp_proxy_set_both(s->p, &l);
-    tcp_proxy_set_life(s->p, foul ? 100000 : 0, foul ? 400000 : 0, TCP_PROXY_RST);
+    tcp_proxy_set_life(s->p, foul ? 30000 : 0, foul ? 150000 : 0, TCP_PROXY_RST);
 }
 
 static void check_recovery(struct storm *s)
