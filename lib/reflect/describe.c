@@ -43,7 +43,8 @@ static const char *scalar_name(int32_t type)
 
 static const char *type_text(const struct printer *p, const field_proto *f)
 {
-    return f->type_name && f->type_name[0] ? short_type(p, f->type_name) : scalar_name(f->type);
+    return f->type_name && f->type_name[0] ? short_type(p, f->type_name)
+                                           : scalar_name((int32_t)f->type);
 }
 
 // The entry type of a map field, which the compiler made up; NULL for any other field.
