@@ -249,8 +249,10 @@ static void no_connection(struct unary *u)
     int64_t now = time_mono_us();
     pthread_mutex_lock(&c->lock);
     client_want(c);
-    bool refused = endpoints_any_ready(c); // by their breakers
-    bool give_up = u->spec.fail_fast || refused || c->is_closing || now >= u->connect_until_us;
+    bool usable = endpoints_any_usable(c, now);       // by now: one that came since we looked
+    bool refused = !usable && endpoints_any_ready(c); // by their breakers
+    bool give_up =
+        (u->spec.fail_fast && !usable) || refused || c->is_closing || now >= u->connect_until_us;
     if (give_up)
         endpoints_explain(c, now, &err);
     else if (!u->is_over)
