@@ -372,6 +372,20 @@ static void test_time_rfc3339(void **state)
     for (size_t i = 0; i < N_ELEMENTS(bad); i++)
         assert_false(time_parse_rfc3339(bad[i], &ms));
     assert_false(time_parse_rfc3339(NULL, &ms));
+
+    int64_t sec;
+    int32_t ns;
+    assert_true(time_parse_rfc3339_ns("1969-12-31T23:59:59.000000001Z", &sec, &ns));
+    assert_true(sec == -1 && ns == 1);
+    assert_true(time_parse_rfc3339_ns("2026-11-21T10:05:29.123456789+01:00", &sec, &ns));
+    assert_true(sec == 1795251929 && ns == 123456789);
+    assert_true(time_parse_rfc3339_ns("9999-12-31T23:59:59.999999999Z", &sec, &ns));
+    assert_true(sec == TIME_RFC3339_MAX_S && ns == 999999999);
+    assert_true(time_parse_rfc3339_ns("0001-01-01T00:00:00Z", &sec, &ns));
+    assert_int_equal(sec, TIME_RFC3339_MIN_S);
+    assert_false(time_parse_rfc3339_ns("0001-01-01T00:00:00+00:01", &sec, &ns));
+    assert_false(time_parse_rfc3339_ns("9999-12-31T23:59:59-00:01", &sec, &ns));
+    assert_false(time_parse_rfc3339_ns("2026-11-21T10:05:29.1234567890Z", &sec, &ns));
     time_rfc3339(text, INT64_MAX); // clamped to what the format can say
     assert_string_equal(text, "9999-12-31T23:59:59.999Z");
 }

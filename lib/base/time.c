@@ -61,11 +61,10 @@ void time_rfc3339(char *dst, int64_t wall_ms)
         ms += 1000;
         s--;
     }
-    // 0001-01-01 .. 9999-12-31: what the format, and protobuf's Timestamp, can say
-    if (s < -62135596800)
-        s = -62135596800, ms = 0;
-    if (s > 253402300799)
-        s = 253402300799, ms = 999;
+    if (s < TIME_RFC3339_MIN_S)
+        s = TIME_RFC3339_MIN_S, ms = 0;
+    if (s > TIME_RFC3339_MAX_S)
+        s = TIME_RFC3339_MAX_S, ms = 999;
     time_t t = (time_t)s;
     struct tm tm;
     gmtime_r(&t, &tm);
@@ -128,17 +127,18 @@ static bool parse_clock(const char **s, int64_t *ret_seconds)
     return true;
 }
 
-// ".123456789": any number of digits, milliseconds kept.
-static bool parse_fraction(const char **s, int64_t *ret_ms)
+// ".123456789": nanoseconds, and how many digits there were; later ones count for nothing.
+static bool parse_fraction(const char **s, int32_t *ret_ns, size_t *ret_digits)
 {
-    *ret_ms = 0;
+    *ret_ns = 0;
+    *ret_digits = 0;
     if (**s != '.')
         return true;
     const char *start = ++*s;
-    int64_t weight = 100;
-    for (; **s >= '0' && **s <= '9'; (*s)++, weight /= 10)
-        *ret_ms += (**s - '0') * weight;
-    return *s > start;
+    for (int32_t weight = 100000000; **s >= '0' && **s <= '9'; (*s)++, weight /= 10)
+        *ret_ns += (**s - '0') * weight;
+    *ret_digits = (size_t)(*s - start);
+    return *ret_digits > 0;
 }
 
 static bool parse_offset(const char **s, int64_t *ret_seconds)
@@ -159,12 +159,38 @@ static bool parse_offset(const char **s, int64_t *ret_seconds)
     return true;
 }
 
+struct moment {
+    int64_t s; // Unix seconds
+    int32_t ns;
+    size_t digits; // of the fraction
+};
+
+static bool parse_moment(const char *s, struct moment *ret)
+{
+    int64_t days, clock, offset;
+    if (!s || !parse_date(&s, &days) || !literal(&s, "Tt ") || !parse_clock(&s, &clock) ||
+        !parse_fraction(&s, &ret->ns, &ret->digits) || !parse_offset(&s, &offset) || *s != '\0')
+        return false;
+    ret->s = days * 86400 + clock - offset;
+    return true;
+}
+
 bool time_parse_rfc3339(const char *s, int64_t *ret_wall_ms)
 {
-    int64_t days, clock, ms, offset;
-    if (!s || !parse_date(&s, &days) || !literal(&s, "Tt ") || !parse_clock(&s, &clock) ||
-        !parse_fraction(&s, &ms) || !parse_offset(&s, &offset) || *s != '\0')
+    struct moment m;
+    if (!parse_moment(s, &m))
         return false;
-    *ret_wall_ms = (days * 86400 + clock - offset) * 1000 + ms;
+    *ret_wall_ms = m.s * 1000 + m.ns / 1000000;
+    return true;
+}
+
+bool time_parse_rfc3339_ns(const char *s, int64_t *ret_wall_s, int32_t *ret_ns)
+{
+    struct moment m;
+    if (!parse_moment(s, &m) || m.digits > 9 || m.s < TIME_RFC3339_MIN_S ||
+        m.s > TIME_RFC3339_MAX_S)
+        return false;
+    *ret_wall_s = m.s;
+    *ret_ns = m.ns;
     return true;
 }

@@ -1,149 +1,125 @@
-#include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdlib.h>
+#include <stdio.h>
 
 #include "base/mem.h"
 #include "base/str.h"
-#include "base/time.h"
 #include "json/internal.h"
 #include "json/proto.h"
 
-// Where values come from: JSON, or text of a URL that stands for any scalar.
-struct scalar {
-    const struct json_value *json; // NULL: text
-    const char *text;              // the string's text when json is a string
-    size_t len;
+// The way from the message asked for to the value at hand, for what errors say: a chain from the
+// inside outwards that lives on the stack.
+struct place {
+    const struct place *outer;
+    const ProtobufCFieldDescriptor *field; // NULL: an element of the list or map that is around it
+    const char *key;                       // element of a map
+    size_t index;                          // element of a list
 };
 
-static enum status refuse(const ProtobufCFieldDescriptor *f, const char *wanted, struct err *err)
-{
-    return err_set(err, STATUS_INVALID_ARGUMENT, "field '%s' must be %s", f->name, wanted);
-}
+struct reading {
+    struct arena *a;
+    struct err *err;
+    unsigned flags;
+    const struct place *at;
+};
 
-static enum status no_memory(struct err *err)
-{
-    return err_set(err, STATUS_RESOURCE_EXHAUSTED, "request: out of memory or too large");
-}
+// ---------------------------------------------------------------- what errors say
 
-static enum status read_message(const struct json_value *v, const ProtobufCMessageDescriptor *d,
-                                struct arena *a, ProtobufCMessage **ret, struct err *err);
+#define PATH_SIZE 160
 
-static bool scalar_i64(const struct scalar *s, int64_t min, int64_t max, int64_t *ret)
+// Puts n bytes before *at; what has no room is said to be missing.
+static bool prepend(char path[PATH_SIZE], size_t *at, const char *s, size_t n)
 {
-    int64_t v;
-    double d;
-    if (s->text) {
-        if (str_parse_i64(s->text, min, max, &v, NULL) != STATUS_OK)
-            return false;
-    } else if (!json_get_i64(s->json, &v)) {
-        // 1.0 and 1e3 are whole numbers as well
-        if (!json_get_double(s->json, &d) || d > 9007199254740992.0 || d < -9007199254740992.0)
-            return false;
-        v = (int64_t)d;
-        if ((double)v != d)
-            return false;
+    if (*at < n + 3) {
+        *at -= 3;
+        memcpy(path + *at, "...", 3);
+        return false;
     }
-    if (v < min || v > max)
-        return false;
-    *ret = v;
+    *at -= n;
+    memcpy(path + *at, s, n);
     return true;
 }
 
-static bool scalar_u64(const struct scalar *s, uint64_t *ret)
+static bool prepend_name(char path[PATH_SIZE], size_t *at, const char *proto_name)
 {
-    int64_t v;
-    if (scalar_i64(s, 0, INT64_MAX, &v)) {
-        *ret = (uint64_t)v;
-        return true;
+    char name[PATH_SIZE];
+    struct buf b;
+    buf_init(&b, sizeof name - 1);
+    bool ok = json_put_name(&b, proto_name) && prepend(path, at, buf_str(&b), b.len);
+    buf_done(&b);
+    return ok;
+}
+
+static bool prepend_element(char path[PATH_SIZE], size_t *at, const struct place *p)
+{
+    if (p->key)
+        return prepend(path, at, "\"]", 2) && prepend(path, at, p->key, strlen(p->key)) &&
+               prepend(path, at, "[\"", 2);
+    char text[24];
+    int n = snprintf(text, sizeof text, "[%zu]", p->index);
+    return prepend(path, at, text, (size_t)n);
+}
+
+// "items[3].name", or the end of it; starts somewhere inside path.
+static const char *path_of(const struct place *p, char path[PATH_SIZE])
+{
+    size_t at = PATH_SIZE - 1;
+    path[at] = '\0';
+    for (bool ok = true; ok && p; p = p->outer) {
+        ok = p->field ? prepend_name(path, &at, p->field->name) : prepend_element(path, &at, p);
+        if (ok && p->field && p->outer)
+            ok = prepend(path, &at, ".", 1);
     }
-    if (!s->text || s->len > 20 || s->len == 0 || strspn(s->text, "0123456789") != s->len)
-        return false;
-    uint64_t u = 0;
-    for (const char *p = s->text; *p; p++)
-        if (__builtin_mul_overflow(u, 10, &u) ||
-            __builtin_add_overflow(u, (uint64_t)(*p - '0'), &u))
-            return false;
-    *ret = u;
-    return true;
+    return path + at;
 }
 
-static bool scalar_double(const struct scalar *s, double *ret)
+static enum status refuse(const struct reading *r, const char *wanted)
 {
-    static const struct {
-        const char *name;
-        double value;
-    } special[] = {{"NaN", (double)NAN}, {"Infinity", HUGE_VAL}, {"-Infinity", -HUGE_VAL}};
-    if (!s->text)
-        return json_get_double(s->json, ret);
-    for (size_t i = 0; i < N_ELEMENTS(special); i++)
-        if (str_eq(s->text, special[i].name)) {
-            *ret = special[i].value;
-            return true;
-        }
-    if (s->len == 0 || strspn(s->text, "0123456789+-.eE") != s->len)
-        return false;
-    char *end;
-    *ret = strtod(s->text, &end);
-    return *end == '\0' && isfinite(*ret);
+    char path[PATH_SIZE];
+    return err_set(r->err, STATUS_INVALID_ARGUMENT, "field '%s' must be %s", path_of(r->at, path),
+                   wanted);
 }
 
-static bool scalar_bool(const struct scalar *s, protobuf_c_boolean *ret)
+static enum status no_memory(const struct reading *r)
 {
-    bool b;
-    if (!s->json && (str_eq(s->text, "true") || str_eq(s->text, "false"))) {
-        *ret = s->text[0] == 't';
-        return true;
-    }
-    if (!json_get_bool(s->json, &b))
-        return false;
-    *ret = b;
-    return true;
+    return err_set(r->err, STATUS_RESOURCE_EXHAUSTED, "request: out of memory or too large");
 }
 
-static bool scalar_enum(const struct scalar *s, const ProtobufCEnumDescriptor *d, int *ret)
-{
-    int64_t v;
-    const ProtobufCEnumValue *e =
-        s->text ? protobuf_c_enum_descriptor_get_value_by_name(d, s->text) : NULL;
-    if (!e && scalar_i64(s, INT32_MIN, INT32_MAX, &v))
-        e = protobuf_c_enum_descriptor_get_value(d, (int)v);
-    if (!e)
-        return false;
-    *ret = e->value;
-    return true;
-}
+static enum status read_message(const struct reading *r, const struct scalar *s,
+                                const ProtobufCMessageDescriptor *d, ProtobufCMessage **ret);
 
-static enum status scalar_bytes(const struct scalar *s, const ProtobufCFieldDescriptor *f,
-                                struct arena *a, ProtobufCBinaryData *ret, struct err *err)
+// ---------------------------------------------------------------- values
+
+static enum status scalar_bytes(const struct reading *r, const struct scalar *s,
+                                ProtobufCBinaryData *ret)
 {
     size_t len = s->len;
     while (s->text && len > 0 && s->len - len < 2 && s->text[len - 1] == '=')
         len--;
-    char *text = s->text ? arena_strndup(a, s->text, len) : NULL;
-    ret->data = arena_alloc(a, len / 4 * 3 + 3);
+    char *text = s->text ? arena_strndup(r->a, s->text, len) : NULL;
+    ret->data = arena_alloc(r->a, len / 4 * 3 + 3);
     if ((s->text && !text) || !ret->data)
-        return no_memory(err);
+        return no_memory(r);
     for (char *p = text; p && *p; p++)
         *p = *p == '+' ? '-' : *p == '/' ? '_' : *p;
     if (!text || !str_unb64(ret->data, len / 4 * 3 + 3, text, len, &ret->len))
-        return refuse(f, "base64", err);
+        return refuse(r, "base64");
     return STATUS_OK;
 }
 
-static enum status scalar_string(const struct scalar *s, const ProtobufCFieldDescriptor *f,
-                                 struct arena *a, char **ret, struct err *err)
+static enum status scalar_string(const struct reading *r, const struct scalar *s, char **ret)
 {
     if (!s->text)
-        return refuse(f, "a string", err);
+        return refuse(r, "a string");
     if (!str_is_utf8(s->text, s->len))
-        return refuse(f, "UTF-8", err);
-    *ret = arena_strndup(a, s->text, s->len);
-    return *ret ? STATUS_OK : no_memory(err);
+        return refuse(r, "UTF-8");
+    *ret = arena_strndup(r->a, s->text, s->len);
+    return *ret ? STATUS_OK : no_memory(r);
 }
 
-static enum status read_value(const ProtobufCFieldDescriptor *f, const struct scalar *s, void *at,
-                              struct arena *a, struct err *err)
+// One value of the type of field f, which need not be the field that errors name.
+static enum status read_value(const struct reading *r, const ProtobufCFieldDescriptor *f,
+                              const struct scalar *s, void *at)
 {
     union {
         int64_t i64;
@@ -166,7 +142,7 @@ static enum status read_value(const ProtobufCFieldDescriptor *f, const struct sc
     case PROTOBUF_C_TYPE_SINT32:
     case PROTOBUF_C_TYPE_SFIXED32: {
         int64_t n = 0;
-        ok = scalar_i64(s, INT32_MIN, INT32_MAX, &n);
+        ok = json_scalar_i64(s, INT32_MIN, INT32_MAX, &n);
         v.i32 = (int32_t)n;
         wanted = "a whole number of 32 bits";
         break;
@@ -174,7 +150,7 @@ static enum status read_value(const ProtobufCFieldDescriptor *f, const struct sc
     case PROTOBUF_C_TYPE_UINT32:
     case PROTOBUF_C_TYPE_FIXED32: {
         int64_t n = 0;
-        ok = scalar_i64(s, 0, UINT32_MAX, &n);
+        ok = json_scalar_i64(s, 0, UINT32_MAX, &n);
         v.u32 = (uint32_t)n;
         wanted = "a whole number from 0 to 4294967295";
         break;
@@ -182,51 +158,44 @@ static enum status read_value(const ProtobufCFieldDescriptor *f, const struct sc
     case PROTOBUF_C_TYPE_INT64:
     case PROTOBUF_C_TYPE_SINT64:
     case PROTOBUF_C_TYPE_SFIXED64:
-        ok = scalar_i64(s, INT64_MIN, INT64_MAX, &v.i64);
+        ok = json_scalar_i64(s, INT64_MIN, INT64_MAX, &v.i64);
         wanted = "a whole number";
         break;
     case PROTOBUF_C_TYPE_UINT64:
     case PROTOBUF_C_TYPE_FIXED64:
-        ok = scalar_u64(s, &v.u64);
+        ok = json_scalar_u64(s, &v.u64);
         wanted = "a whole number from 0";
         break;
-    case PROTOBUF_C_TYPE_FLOAT: {
-        double d = 0;
-        ok = scalar_double(s, &d);
-        v.f = (float)d;
-        wanted = "a number";
+    case PROTOBUF_C_TYPE_FLOAT:
+        ok = json_scalar_float(s, &v.f);
+        wanted = "a number that fits into a float";
         break;
-    }
     case PROTOBUF_C_TYPE_DOUBLE:
-        ok = scalar_double(s, &v.d);
+        ok = json_scalar_double(s, &v.d);
         wanted = "a number";
         break;
     case PROTOBUF_C_TYPE_BOOL:
-        ok = scalar_bool(s, &v.b);
+        ok = json_scalar_bool(s, &v.b);
         wanted = "true or false";
         break;
     case PROTOBUF_C_TYPE_ENUM:
-        ok = scalar_enum(s, f->descriptor, &v.e);
+        ok = json_scalar_enum(s, f->descriptor, &v.e);
         wanted = "one of its enum's names";
         break;
     case PROTOBUF_C_TYPE_STRING:
-        st = scalar_string(s, f, a, &v.s, err);
+        st = scalar_string(r, s, &v.s);
         break;
     case PROTOBUF_C_TYPE_BYTES:
-        st = scalar_bytes(s, f, a, &v.bytes, err);
+        st = scalar_bytes(r, s, &v.bytes);
         break;
     case PROTOBUF_C_TYPE_MESSAGE:
-        if (!s->json)
-            return refuse(f, "an object", err);
-        st = read_message(s->json, field_message(f), a, &v.m, err);
-        if (st != STATUS_OK)
-            return err_wrap(err, st, "%s", f->name);
+        st = read_message(r, s, field_message(f), &v.m);
         break;
     }
     if (st != STATUS_OK)
         return st;
     if (!ok)
-        return refuse(f, wanted, err);
+        return refuse(r, wanted);
     memcpy(at, &v, json_field_size(f));
     return STATUS_OK;
 }
@@ -250,35 +219,85 @@ static void mark_present(const ProtobufCFieldDescriptor *f, ProtobufCMessage *m)
     }
 }
 
-static enum status read_list(const ProtobufCFieldDescriptor *f, const struct json_value *v,
-                             ProtobufCMessage *m, struct arena *a, struct err *err)
+// ---------------------------------------------------------------- fields
+
+static ProtobufCMessage *message_new(const ProtobufCMessageDescriptor *d, struct arena *a);
+
+static void set_list(ProtobufCMessage *m, const ProtobufCFieldDescriptor *f, size_t n,
+                     const void *items)
+{
+    memcpy(member_at_mutable(m, f->quantifier_offset), &n, sizeof n);
+    memcpy(member_at_mutable(m, f->offset), &items, sizeof items);
+}
+
+static enum status read_list(const struct reading *outer, const ProtobufCFieldDescriptor *f,
+                             const struct json_value *v, ProtobufCMessage *m)
 {
     if (json_kind(v) != JSON_KIND_ARRAY)
-        return refuse(f, "an array", err);
+        return refuse(outer, "an array");
     size_t n = json_size(v), size = json_field_size(f);
-    char *items = arena_array(a, n, size);
+    char *items = arena_array(outer->a, n, size);
     if (!items)
-        return no_memory(err);
-    for (size_t i = 0; i < n; i++) {
-        struct scalar s = scalar_of(json_element(v, i));
-        enum status st = read_value(f, &s, items + i * size, a, err);
+        return no_memory(outer);
+    struct place at = {.outer = outer->at};
+    struct reading r = *outer;
+    r.at = &at;
+    for (; at.index < n; at.index++) {
+        struct scalar s = scalar_of(json_element(v, at.index));
+        enum status st = read_value(&r, f, &s, items + at.index * size);
         if (st != STATUS_OK)
             return st;
     }
-    memcpy(member_at_mutable(m, f->quantifier_offset), &n, sizeof n);
-    memcpy(member_at_mutable(m, f->offset), &items, sizeof items);
+    set_list(m, f, n, items);
     return STATUS_OK;
 }
 
-static enum status read_field(const ProtobufCFieldDescriptor *f, const struct json_value *v,
-                              ProtobufCMessage *m, struct arena *a, struct err *err)
+static enum status read_entry(const struct reading *r, const ProtobufCFieldDescriptor *f,
+                              const char *key, const struct json_value *v, ProtobufCMessage **ret)
 {
-    if (json_kind(v) == JSON_KIND_NULL)
-        return STATUS_OK;
+    const ProtobufCFieldDescriptor *value = map_value(f);
+    ProtobufCMessage *m = message_new(field_message(f), r->a);
+    if (!m)
+        return no_memory(r);
+    struct scalar k = {.text = key, .len = strlen(key)}, s = scalar_of(v);
+    enum status st = read_value(r, map_key(f), &k, member_at_mutable(m, map_key(f)->offset));
+    if (st == STATUS_OK)
+        st = read_value(r, value, &s, member_at_mutable(m, value->offset));
+    *ret = m;
+    return st;
+}
+
+static enum status read_map(const struct reading *outer, const ProtobufCFieldDescriptor *f,
+                            const struct json_value *v, ProtobufCMessage *m)
+{
+    if (json_kind(v) != JSON_KIND_OBJECT)
+        return refuse(outer, "an object");
+    size_t n = json_size(v), i = 0;
+    ProtobufCMessage **items = arena_array(outer->a, n, sizeof(*items));
+    if (!items)
+        return no_memory(outer);
+    struct place at = {.outer = outer->at};
+    struct reading r = *outer;
+    r.at = &at;
+    const struct json_value *value;
+    for (void *iter = NULL; i < n && json_next_member(v, &iter, &at.key, &value); i++) {
+        enum status st = read_entry(&r, f, at.key, value, &items[i]);
+        if (st != STATUS_OK)
+            return st;
+    }
+    set_list(m, f, i, items);
+    return STATUS_OK;
+}
+
+static enum status read_field(const struct reading *r, const ProtobufCFieldDescriptor *f,
+                              const struct json_value *v, ProtobufCMessage *m)
+{
+    if (json_is_map(m->descriptor, f))
+        return read_map(r, f, v, m);
     if (f->label == PROTOBUF_C_LABEL_REPEATED)
-        return read_list(f, v, m, a, err);
+        return read_list(r, f, v, m);
     struct scalar s = scalar_of(v);
-    enum status st = read_value(f, &s, member_at_mutable(m, f->offset), a, err);
+    enum status st = read_value(r, f, &s, member_at_mutable(m, f->offset));
     if (st == STATUS_OK)
         mark_present(f, m);
     return st;
@@ -287,14 +306,13 @@ static enum status read_field(const ProtobufCFieldDescriptor *f, const struct js
 static const ProtobufCFieldDescriptor *find_field(const ProtobufCMessageDescriptor *d,
                                                   const char *name)
 {
-    for (unsigned i = 0; i < d->n_fields; i++) {
-        char json_name[JSON_NAME_SIZE];
-        json_field_name(json_name, d->fields[i].name);
-        if (strcmp(json_name, name) == 0 || strcmp(d->fields[i].name, name) == 0)
+    for (unsigned i = 0; i < d->n_fields; i++)
+        if (json_name_is(d->fields[i].name, name) || strcmp(d->fields[i].name, name) == 0)
             return &d->fields[i];
-    }
     return NULL;
 }
+
+// ---------------------------------------------------------------- messages
 
 // Descriptors made at run time have no message_init.
 static void init_fields(ProtobufCMessage *m, const ProtobufCMessageDescriptor *d)
@@ -318,42 +336,60 @@ static ProtobufCMessage *message_new(const ProtobufCMessageDescriptor *d, struct
     return m;
 }
 
-static enum status read_timestamp(const struct json_value *v, ProtobufCMessage *m, struct err *err)
+static enum status no_field(const struct reading *r, const char *name,
+                            const ProtobufCMessageDescriptor *d)
 {
-    const char *text;
-    int64_t ms;
-    if (!json_get_string(v, &text, NULL) || !time_parse_rfc3339(text, &ms))
-        return err_set(err, STATUS_INVALID_ARGUMENT, "must be a time such as 2026-11-21T09:05:29Z");
-    int64_t seconds = ms / 1000 - (ms % 1000 < 0);
-    int32_t nanos = (int32_t)(ms - seconds * 1000) * 1000000;
-    const ProtobufCMessageDescriptor *d = m->descriptor;
-    memcpy(
-        member_at_mutable(m, protobuf_c_message_descriptor_get_field(d, TIMESTAMP_SECONDS)->offset),
-        &seconds, sizeof seconds);
-    memcpy(
-        member_at_mutable(m, protobuf_c_message_descriptor_get_field(d, TIMESTAMP_NANOS)->offset),
-        &nanos, sizeof nanos);
-    return STATUS_OK;
+    char path[PATH_SIZE];
+    return err_set(r->err, STATUS_INVALID_ARGUMENT, "no field '%s%s%.80s' in %s",
+                   path_of(r->at, path), r->at ? "." : "", name, d->short_name);
 }
 
-static enum status read_members(const struct json_value *v, ProtobufCMessage *m, struct arena *a,
-                                struct err *err)
+// Each field once, be it as itemId or as item_id, and one of a oneof.
+static enum status check_first(const struct reading *r, const ProtobufCFieldDescriptor *f,
+                               const ProtobufCMessage *m, bool *seen)
+{
+    char path[PATH_SIZE];
+    uint32_t other = 0;
+    if (*seen)
+        return err_set(r->err, STATUS_INVALID_ARGUMENT, "field '%s' is given twice",
+                       path_of(r->at, path));
+    *seen = true;
+    if (f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF)
+        memcpy(&other, member_at(m, f->quantifier_offset), sizeof other);
+    if (!other)
+        return STATUS_OK;
+    return err_set(r->err, STATUS_INVALID_ARGUMENT, "field '%s' cannot be given beside '%s'",
+                   path_of(r->at, path),
+                   protobuf_c_message_descriptor_get_field(m->descriptor, other)->name);
+}
+
+static enum status read_member(const struct reading *outer, const ProtobufCFieldDescriptor *f,
+                               const struct json_value *v, ProtobufCMessage *m, bool *seen)
+{
+    struct place at = {.outer = outer->at, .field = f};
+    struct reading r = *outer;
+    r.at = &at;
+    if (json_kind(v) == JSON_KIND_NULL) // as if it were not there
+        return STATUS_OK;
+    enum status s = check_first(&r, f, m, seen);
+    return s == STATUS_OK ? read_field(&r, f, v, m) : s;
+}
+
+static enum status read_members(const struct reading *r, const struct json_value *v,
+                                ProtobufCMessage *m)
 {
     const ProtobufCMessageDescriptor *d = m->descriptor;
-    bool *seen = arena_array(a, d->n_fields, sizeof *seen);
+    bool *seen = arena_array(r->a, d->n_fields, sizeof *seen);
     if (!seen)
-        return no_memory(err);
+        return no_memory(r);
     void *iter = NULL;
     const char *key;
     const struct json_value *value;
     while (json_next_member(v, &iter, &key, &value)) {
         const ProtobufCFieldDescriptor *f = find_field(d, key);
-        if (!f)
-            return err_set(err, STATUS_INVALID_ARGUMENT, "no field '%s' in %s", key, d->short_name);
-        if (seen[f - d->fields]) // once as itemId and once as item_id
-            return err_set(err, STATUS_INVALID_ARGUMENT, "field '%s' is given twice", f->name);
-        seen[f - d->fields] = true;
-        enum status s = read_field(f, value, m, a, err);
+        if (!f && (r->flags & JSON_PROTO_IGNORE_UNKNOWN))
+            continue;
+        enum status s = f ? read_member(r, f, value, m, &seen[f - d->fields]) : no_field(r, key, d);
         if (s != STATUS_OK)
             return s;
     }
@@ -361,102 +397,139 @@ static enum status read_members(const struct json_value *v, ProtobufCMessage *m,
 }
 
 // As deep as the JSON, which json_parse() has limited.
-static enum status read_message(const struct json_value *v, const ProtobufCMessageDescriptor *d,
-                                struct arena *a, ProtobufCMessage **ret, struct err *err)
+static enum status read_message(const struct reading *r, const struct scalar *s,
+                                const ProtobufCMessageDescriptor *d, ProtobufCMessage **ret)
 {
+    enum json_text_kind text = json_text_kind(d);
+    ProtobufCMessage *m = message_new(d, r->a);
+    if (!m)
+        return no_memory(r);
+    if (text != JSON_TEXT_NONE) {
+        if (!s->text || strlen(s->text) != s->len || !json_read_text(text, s->text, m))
+            return refuse(r, json_text_wanted(text));
+    } else if (json_kind(s->json) != JSON_KIND_OBJECT) {
+        return r->at ? refuse(r, "an object")
+                     : err_set(r->err, STATUS_INVALID_ARGUMENT, "%s must be a JSON object",
+                               d->short_name);
+    } else {
+        enum status st = read_members(r, s->json, m);
+        if (st != STATUS_OK)
+            return st;
+    }
+    *ret = m;
+    return STATUS_OK;
+}
+
+enum status json_read_message_with(const struct json_value *v, const ProtobufCMessageDescriptor *d,
+                                   unsigned flags, struct arena *a, ProtobufCMessage **ret,
+                                   struct err *err)
+{
+    struct reading r = {.a = a, .err = err, .flags = flags};
+    struct scalar s = scalar_of(v);
+    if (json_kind(v) != JSON_KIND_NULL)
+        return read_message(&r, &s, d, ret);
     ProtobufCMessage *m = message_new(d, a);
     if (!m)
-        return no_memory(err);
-    enum status s = STATUS_OK;
-    if (is_timestamp(d))
-        s = read_timestamp(v, m, err);
-    else if (json_kind(v) == JSON_KIND_OBJECT)
-        s = read_members(v, m, a, err);
-    else
-        s = err_set(err, STATUS_INVALID_ARGUMENT, "%s must be a JSON object", d->short_name);
-    if (s == STATUS_OK)
-        *ret = m;
-    return s;
+        return no_memory(&r);
+    *ret = m;
+    return STATUS_OK;
 }
 
 enum status json_read_message(const struct json_value *v, const ProtobufCMessageDescriptor *d,
                               struct arena *a, ProtobufCMessage **ret, struct err *err)
 {
-    if (json_kind(v) != JSON_KIND_NULL)
-        return read_message(v, d, a, ret, err);
-    ProtobufCMessage *m = message_new(d, a);
-    if (!m)
-        return no_memory(err);
-    *ret = m;
-    return STATUS_OK;
+    return json_read_message_with(v, d, 0, a, ret, err);
 }
 
 // ---------------------------------------------------------------- single fields
 
+// Members of a oneof share their place: what another one left there is not a message.
+static void choose(const ProtobufCFieldDescriptor *f, ProtobufCMessage *m)
+{
+    uint32_t set;
+    const void *none = NULL;
+    if (!(f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF))
+        return;
+    memcpy(&set, member_at(m, f->quantifier_offset), sizeof set);
+    if (set != f->id)
+        memcpy(member_at_mutable(m, f->offset), &none, sizeof none);
+    mark_present(f, m);
+}
+
 // The message in field f of m, made when it is not there yet.
-static enum status descend(ProtobufCMessage *m, const ProtobufCFieldDescriptor *f, struct arena *a,
-                           ProtobufCMessage **ret, struct err *err)
+static enum status descend(const struct reading *r, ProtobufCMessage *m,
+                           const ProtobufCFieldDescriptor *f, ProtobufCMessage **ret)
 {
     if (f->type != PROTOBUF_C_TYPE_MESSAGE || f->label == PROTOBUF_C_LABEL_REPEATED ||
-        is_timestamp(field_message(f)))
-        return err_set(err, STATUS_INVALID_ARGUMENT, "field '%s' has no fields", f->name);
+        json_text_kind(field_message(f)) != JSON_TEXT_NONE)
+        return err_set(r->err, STATUS_INVALID_ARGUMENT, "field '%s' has no fields", f->name);
+    choose(f, m);
     memcpy(ret, member_at(m, f->offset), sizeof(void *));
     if (*ret)
         return STATUS_OK;
-    *ret = message_new(field_message(f), a);
+    *ret = message_new(field_message(f), r->a);
     if (!*ret)
-        return no_memory(err);
+        return no_memory(r);
     memcpy(member_at_mutable(m, f->offset), ret, sizeof(void *));
     return STATUS_OK;
 }
 
-static enum status append_text(ProtobufCMessage *m, const ProtobufCFieldDescriptor *f,
-                               const struct scalar *text, struct arena *a, struct err *err)
+static enum status append_text(const struct reading *r, ProtobufCMessage *m,
+                               const ProtobufCFieldDescriptor *f, const struct scalar *text)
 {
     size_t n, size = json_field_size(f);
     char *old;
     memcpy(&n, member_at(m, f->quantifier_offset), sizeof n);
     memcpy(&old, member_at(m, f->offset), sizeof old);
-    char *items = arena_array(a, n + 1, size);
+    char *items = arena_array(r->a, n + 1, size);
     if (!items)
-        return no_memory(err);
+        return no_memory(r);
     if (n)
         memcpy(items, old, n * size);
-    enum status s = read_value(f, text, items + n * size, a, err);
-    if (s != STATUS_OK)
-        return s;
-    n++;
-    memcpy(member_at_mutable(m, f->quantifier_offset), &n, sizeof n);
-    memcpy(member_at_mutable(m, f->offset), &items, sizeof items);
-    return STATUS_OK;
+    enum status s = read_value(r, f, text, items + n * size);
+    if (s == STATUS_OK)
+        set_list(m, f, n + 1, items);
+    return s;
+}
+
+static enum status set_last(const struct reading *outer, ProtobufCMessage *m,
+                            const ProtobufCFieldDescriptor *f, const char *text)
+{
+    struct place at = {.outer = outer->at, .field = f};
+    struct reading r = *outer;
+    r.at = &at;
+    struct scalar s = {.text = text, .len = strlen(text)};
+    if (f->label == PROTOBUF_C_LABEL_REPEATED)
+        return append_text(&r, m, f, &s);
+    enum status st = read_value(&r, f, &s, member_at_mutable(m, f->offset));
+    if (st == STATUS_OK)
+        mark_present(f, m);
+    return st;
+}
+
+static enum status set_at(const struct reading *outer, ProtobufCMessage *m, const char *path,
+                          const char *text, unsigned depth)
+{
+    char name[128];
+    size_t len = strcspn(path, ".");
+    bool fits = len < sizeof name;
+    memcpy(name, path, fits ? len : 0);
+    name[fits ? len : 0] = '\0';
+    const ProtobufCFieldDescriptor *f = find_field(m->descriptor, name);
+    if (!f || depth == JSON_MAX_DEPTH)
+        return no_field(outer, path, m->descriptor);
+    if (path[len] == '\0')
+        return set_last(outer, m, f, text);
+    struct place at = {.outer = outer->at, .field = f};
+    struct reading r = *outer;
+    r.at = &at;
+    enum status s = descend(&r, m, f, &m);
+    return s == STATUS_OK ? set_at(&r, m, path + len + 1, text, depth + 1) : s;
 }
 
 enum status json_set_field(ProtobufCMessage *m, const char *path, const char *text, struct arena *a,
                            struct err *err)
 {
-    for (;;) {
-        char name[JSON_NAME_SIZE];
-        size_t len = strcspn(path, ".");
-        bool fits = len < sizeof name;
-        memcpy(name, path, fits ? len : 0);
-        name[fits ? len : 0] = '\0';
-        const ProtobufCFieldDescriptor *f = find_field(m->descriptor, name);
-        if (!f)
-            return err_set(err, STATUS_INVALID_ARGUMENT, "no field '%s' in %s", path,
-                           m->descriptor->short_name);
-        if (path[len] == '.') {
-            enum status s = descend(m, f, a, &m, err);
-            if (s != STATUS_OK)
-                return s;
-            path += len + 1;
-            continue;
-        }
-        struct scalar s = {.text = text, .len = strlen(text)};
-        if (f->label == PROTOBUF_C_LABEL_REPEATED)
-            return append_text(m, f, &s, a, err);
-        enum status st = read_value(f, &s, member_at_mutable(m, f->offset), a, err);
-        if (st == STATUS_OK)
-            mark_present(f, m);
-        return st;
-    }
+    struct reading r = {.a = a, .err = err};
+    return set_at(&r, m, path, text, 0);
 }

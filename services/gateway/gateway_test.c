@@ -776,7 +776,7 @@ static void test_api_routes_reach_the_service_with_the_callers_token(void **stat
     expect("GET", "/api/v1/items?kind=video&page.size=7", NULL, "", NULL, 200,
            "{\"nextPage\":\"video/7/nobody\"}");
     expect("GET", "/api/v1/items?kind=a%26b", token, "", NULL, 200, "a&b/0/ann");
-    expect("GET", "/api/v1/items?page.size=x", NULL, "", NULL, 400, "field 'size'");
+    expect("GET", "/api/v1/items?page.size=x", NULL, "", NULL, 400, "field 'page.size'");
     expect("GET", "/api/v1/items?kind=%zz", NULL, "", NULL, 400, "escape");
     expect("GET", "/api/v1/items/" ITEM, NULL, "", NULL, 501, "UNIMPLEMENTED");
     expect("GET", "/api/v1/cluster", token, "", NULL, 403, "PERMISSION_DENIED"); // not an admin
