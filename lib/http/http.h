@@ -51,6 +51,11 @@ char *http_unescape(struct arena *a, const char *s, size_t n, bool plus_is_space
 
 // ---------------------------------------------------------------- server
 
+struct http_trace { // W3C Trace Context
+    uint8_t id[16];
+    char parent[56]; // our own span: header traceresponse of the answer; "": none
+};
+
 struct http_opts {
     struct log *log;
     const struct http_route *routes; // borrowed
@@ -60,6 +65,9 @@ struct http_opts {
     // finds out it leaves with http_request_set_context(). errors  UNAUTHENTICATED,
     // PERMISSION_DENIED, NOT_FOUND, ... answered as problem+json
     enum status (*authorize)(void *ud, struct http_request *r, struct err *err);
+    // Which trace is this request of? Asked first of all for every request; must not block. NULL:
+    // answers and log lines name none.
+    void (*trace)(void *ud, struct http_request *r, struct http_trace *ret);
     size_t max_body_bytes;       // 0 = 1 MiB
     unsigned max_conns;          // 0 = 1024
     unsigned max_conns_per_addr; // 0 = 64
@@ -107,7 +115,10 @@ enum status http_request_each_query(struct http_request *r,
                                                       struct err *err),
                                     void *ud, struct err *err) MUST_CHECK;
 const char *http_request_header(struct http_request *r, const char *name); // NULL when none (H)
+// The same, but NULL also when it was given more than once. (H)
+const char *http_request_single_header(struct http_request *r, const char *name);
 const char *http_request_bearer(struct http_request *r); // the token; NULL when none (H)
+const struct http_trace *http_request_trace(const struct http_request *r); // what opts.trace said
 const void *http_request_body(const struct http_request *r, size_t *ret_len);
 struct arena *http_request_arena(struct http_request *r); // one thread at a time
 void http_request_set_context(struct http_request *r, void *context);
@@ -154,8 +165,22 @@ struct http_response {
 // Handles HEAD, If-Match, If-None-Match, If-Range and Range (RFC 9110 sections 13 and 14; one
 // range).
 void http_respond(struct http_request *r, const struct http_response *resp);
-// application/problem+json (RFC 9457) with our status name as "code". 401 says WWW-Authenticate.
-// retry_after_s  0: none
+
+struct http_violation { // a field of the request that is wrong
+    const char *field, *description;
+};
+struct http_problem { // everything borrowed for the call
+    enum status status;
+    const char *detail; // for people; "" or NULL: none
+    const char *reason; // stable UPPER_SNAKE word for programs; "" or NULL: none
+    const struct http_violation *violations;
+    size_t n_violations;
+    unsigned retry_after_s; // 0: none; also header Retry-After
+};
+// application/problem+json (RFC 9457) with our status name as "code", and members "reason",
+// "violations" and "retry_after" when there are any. 401 says WWW-Authenticate.
+void http_respond_failure(struct http_request *r, const struct http_problem *p);
+// The same with nothing but a sentence. retry_after_s  0: none
 void http_respond_problem(struct http_request *r, enum status s, const char *detail,
                           unsigned retry_after_s);
 unsigned http_code_from_status(enum status s);

@@ -298,6 +298,40 @@ static void get_problem(struct http_request *r, void *ud)
     http_respond_problem(r, STATUS_UNAVAILABLE, "wait \"a bit\"", 7);
 }
 
+static void get_failure(struct http_request *r, void *ud)
+{
+    static const struct http_violation wrong[] = {{"price.minor", "must not be \"negative\""},
+                                                  {"title", "is missing"}};
+    (void)ud;
+    http_respond_failure(r, &(struct http_problem){.status = STATUS_INVALID_ARGUMENT,
+                                                   .reason = "BAD_PRICE",
+                                                   .violations = wrong,
+                                                   .n_violations = N_ELEMENTS(wrong)});
+}
+
+// Violations without end: too much for an answer.
+static void get_flood(struct http_request *r, void *ud)
+{
+    struct http_violation *all = arena_array(http_request_arena(r), 4000, sizeof *all);
+    (void)ud;
+    for (size_t i = 0; i < 4000; i++)
+        all[i] = (struct http_violation){"some.field", "wrong"};
+    http_respond_failure(r, &(struct http_problem){.status = STATUS_INVALID_ARGUMENT,
+                                                   .detail = "much",
+                                                   .violations = all,
+                                                   .n_violations = 4000,
+                                                   .retry_after_s = 3});
+}
+
+// The header itself, when it was given once, is the trace.
+static void take_trace(void *ud, struct http_request *r, struct http_trace *ret)
+{
+    const char *h = http_request_single_header(r, "traceparent");
+    (void)ud;
+    memset(ret->id, 0xab, sizeof ret->id);
+    snprintf(ret->parent, sizeof ret->parent, "%s", h ? h : "none");
+}
+
 static enum status authorize(void *ud, struct http_request *r, struct err *err)
 {
     (void)ud;
@@ -319,6 +353,8 @@ static const struct http_route routes[] = {
     {"GET", "/stream", HTTP_PUBLIC, 0, get_stream, NULL},
     {"GET", "/broken", HTTP_PUBLIC, 0, get_broken, NULL},
     {"GET", "/problem", HTTP_PUBLIC, 0, get_problem, NULL},
+    {"GET", "/failure", HTTP_PUBLIC, 0, get_failure, NULL},
+    {"GET", "/flood", HTTP_PUBLIC, 0, get_flood, NULL},
     {"GET", "/bearer", HTTP_BEARER, 0, get_text, NULL},
     {"POST", "/bearer", HTTP_BEARER, 0, get_echo, NULL},
     {"GET", "/media/{token}/x", HTTP_MEDIA_TOKEN, 0, get_text, NULL},
@@ -450,9 +486,47 @@ static void test_http_errors_are_problems(void **state)
     expect(w, "OPTIONS /text", "", 204, "Access-Control-Allow-Methods: GET, HEAD\r\n", NULL);
     expect(w, "OPTIONS /file", "", 405, "Allow: GET, HEAD\r\n", NULL);
     expect(w, "GET /problem", "", 503, "Retry-After: 7\r\n",
-           "\"status\":503,\"code\":\"UNAVAILABLE\",\"detail\":\"wait \\\"a bit\\\"\"}\n");
+           "\"status\":503,\"code\":\"UNAVAILABLE\",\"detail\":\"wait \\\"a "
+           "bit\\\"\",\"retry_after\":7}\n");
+    expect(w, "GET /failure", "", 400, "application/problem+json",
+           "\"reason\":\"BAD_PRICE\",\"violations\":[{\"field\":\"price.minor\","
+           "\"description\":\"must not be \\\"negative\\\"\"},"
+           "{\"field\":\"title\",\"description\":\"is missing\"}]}\n");
+    expect(w, "GET /flood", "", 400, "Retry-After: 3\r\n",
+           "\"code\":\"INVALID_ARGUMENT\",\"retry_after\":3}\n");
     expect(w, "GET /echo/%zz", "", 400, NULL, NULL);
     expect(w, "GET /echo/%00", "", 400, NULL, NULL);
+}
+
+static void test_http_answers_and_log_lines_name_the_trace(void **state)
+{
+    (void)state;
+    struct world w = {0};
+    char path[] = "/tmp/cauce-http-XXXXXX", line[16384] = "";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    unlink(path);
+    AUTO(log_free_p) struct log *log = log_new(fd, LOG_DEBUG, true);
+    struct http_opts o = {
+        .log = log, .routes = routes, .n_routes = N_ELEMENTS(routes), .trace = take_trace};
+    w.server = http_server_new(&o, NULL);
+    assert_int_equal(http_server_listen(w.server, "127.0.0.1:0", w.url, NULL), STATUS_OK);
+    expect(&w, "GET /text", "traceparent: one\r\n", 200, "traceresponse: one\r\n", NULL);
+    expect(&w, "GET /later", "Traceparent: two\r\n", 200, "traceresponse: two\r\n", NULL);
+    expect(&w, "GET /text", "traceparent: a\r\nTraceParent: b\r\n", 200, "traceresponse: none\r\n",
+           NULL);
+    expect(&w, "GET /nothing", "", 404, "traceresponse: none\r\n", NULL);
+    expect(&w, "GET /bearer", "", 401, "traceresponse: none\r\n", NULL);
+    http_server_free(w.server); // every request is in the log
+    assert_true(pread(fd, line, sizeof line - 1, 0) > 0);
+    close(fd);
+    size_t n = 0;
+    for (const char *at = line; (at = strstr(at, "\"http_request\"")); at++) {
+        const char *end = strchr(at, '\n'), *id = strstr(at, "abababababababababababababababab");
+        n++;
+        assert_true(id && id < end);
+    }
+    assert_int_equal(n, 5);
 }
 
 static void test_http_scopes(void **state)
@@ -653,6 +727,7 @@ int main(void)
         cmocka_unit_test(test_every_status_has_a_code),
         SERVED(test_http_get_head_and_conditions),
         SERVED(test_http_errors_are_problems),
+        cmocka_unit_test(test_http_answers_and_log_lines_name_the_trace),
         SERVED(test_http_scopes),
         SERVED(test_http_bodies_are_limited),
         SERVED(test_http_stream_is_whole_and_in_order),

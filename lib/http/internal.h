@@ -13,7 +13,8 @@ enum http_outcome http_evaluate(const struct http_conditions *c, bool is_get_or_
                                 int64_t *ret_last);
 
 // ---- problem.c ----
-bool http_problem_body(struct buf *b, unsigned code, enum status s, const char *detail);
+// False: it does not fit.
+bool http_problem_body(struct buf *b, unsigned code, const struct http_problem *p) MUST_CHECK;
 
 // ---- stream.c ----
 struct MHD_Connection;

@@ -30,14 +30,36 @@ unsigned http_code_from_status(enum status s)
     return table[status_from_wire((unsigned)s)].code;
 }
 
-bool http_problem_body(struct buf *b, unsigned code, enum status s, const char *detail)
+static void put_member(struct buf *b, const char *name, const char *value)
+{
+    if (!value || !value[0])
+        return;
+    buf_printf(b, ",\"%s\":", name);
+    buf_put_json_string(b, value, strlen(value));
+}
+
+static void put_violations(struct buf *b, const struct http_problem *p)
+{
+    for (size_t i = 0; i < p->n_violations; i++) {
+        const struct http_violation *v = &p->violations[i];
+        buf_puts(b, i ? ",{\"field\":" : ",\"violations\":[{\"field\":");
+        buf_put_json_string(b, v->field, strlen(v->field));
+        put_member(b, "description", v->description);
+        buf_putc(b, '}');
+    }
+    if (p->n_violations)
+        buf_putc(b, ']');
+}
+
+bool http_problem_body(struct buf *b, unsigned code, const struct http_problem *p)
 {
     buf_printf(b, "{\"type\":\"about:blank\",\"title\":\"%s\",\"status\":%u,\"code\":\"%s\"",
-               table[status_from_wire((unsigned)s)].title, code, status_name(s));
-    if (detail && detail[0]) {
-        buf_puts(b, ",\"detail\":");
-        buf_put_json_string(b, detail, strlen(detail));
-    }
+               table[status_from_wire((unsigned)p->status)].title, code, status_name(p->status));
+    put_member(b, "detail", p->detail);
+    put_member(b, "reason", p->reason);
+    put_violations(b, p);
+    if (p->retry_after_s)
+        buf_printf(b, ",\"retry_after\":%u", p->retry_after_s);
     buf_puts(b, "}\n");
     return !b->failed;
 }

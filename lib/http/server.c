@@ -33,6 +33,7 @@ enum {
     MAX_LISTENERS = 16,
     REQUEST_ARENA_BYTES = 8 << 20,
     CONNECTION_MEMORY_BYTES = 32 << 10, // headers and send buffer
+    PROBLEM_BYTES = 64 << 10,           // of JSON; what violations a service names is 8 KiB
     SWEEP_MS = 500,
 };
 
@@ -75,6 +76,7 @@ struct http_request {
     struct arena *arena;
     struct buf body;
     void *context;
+    struct http_trace trace;
     bool is_get, is_head;
     int64_t started_us;
     pthread_mutex_t lock; // guards what follows
@@ -152,6 +154,33 @@ const char *http_request_var(const struct http_request *r, const char *name)
 const char *http_request_header(struct http_request *r, const char *name)
 {
     return MHD_lookup_connection_value(r->mhd, MHD_HEADER_KIND, name);
+}
+
+struct header_count {
+    const char *name;
+    unsigned n;
+};
+
+static enum MHD_Result count_header(void *cls, enum MHD_ValueKind kind, const char *key,
+                                    const char *value)
+{
+    struct header_count *c = cls;
+    (void)kind;
+    (void)value;
+    c->n += strcasecmp(key, c->name) == 0;
+    return MHD_YES;
+}
+
+const char *http_request_single_header(struct http_request *r, const char *name)
+{
+    struct header_count c = {.name = name};
+    MHD_get_connection_values(r->mhd, MHD_HEADER_KIND, count_header, &c);
+    return c.n == 1 ? http_request_header(r, name) : NULL;
+}
+
+const struct http_trace *http_request_trace(const struct http_request *r)
+{
+    return &r->trace;
 }
 
 const char *http_request_bearer(struct http_request *r)
@@ -236,6 +265,8 @@ static void add_common_headers(struct http_request *r, struct MHD_Response *m,
     add_header(m, "Cache-Control", resp->cache_control ? resp->cache_control : "no-store");
     add_header(m, "X-Content-Type-Options", "nosniff");
     add_header(m, "Referrer-Policy", "no-referrer"); // addresses hold tokens
+    if (r->trace.parent[0])
+        add_header(m, "traceresponse", r->trace.parent);
     if (resp->ranges)
         add_header(m, "Accept-Ranges", "bytes");
     if (resp->etag) {
@@ -246,7 +277,8 @@ static void add_common_headers(struct http_request *r, struct MHD_Response *m,
     if (r->route && (r->route->flags & HTTP_CORS)) {
         add_header(m, "Access-Control-Allow-Origin", "*");
         add_header(m, "Access-Control-Expose-Headers",
-                   "Accept-Ranges, Content-Length, Content-Range, ETag, Retry-After");
+                   "Accept-Ranges, Content-Length, Content-Range, ETag, Retry-After, "
+                   "traceresponse");
     }
     for (size_t i = 0; i < resp->n_headers; i++)
         add_header(m, resp->headers[i].name, resp->headers[i].value);
@@ -298,17 +330,19 @@ static struct MHD_Response *part_of_body(struct http_request *r, const struct ht
     return m;
 }
 
-static void set_problem(struct http_request *r, unsigned code, enum status s, const char *detail,
+static void set_failure(struct http_request *r, unsigned code, const struct http_problem *p,
                         const struct http_header *headers, size_t n_headers)
 {
+    const struct http_problem bare = {.status = p->status, .retry_after_s = p->retry_after_s};
     struct buf b;
-    buf_init(&b, 4096);
-    if (!http_problem_body(&b, code, s, detail)) {
+    buf_init(&b, PROBLEM_BYTES);
+    bool whole = http_problem_body(&b, code, p);
+    if (!whole) {
         buf_reset(&b);
-        http_problem_body(&b, code, s, NULL);
+        whole = http_problem_body(&b, code, &bare);
     }
     struct MHD_Response *m =
-        b.len ? MHD_create_response_from_buffer(b.len, b.data, MHD_RESPMEM_MUST_COPY)
+        whole ? MHD_create_response_from_buffer(b.len, b.data, MHD_RESPMEM_MUST_COPY)
               : empty_body();
     buf_done(&b);
     struct http_response resp = {
@@ -317,6 +351,13 @@ static void set_problem(struct http_request *r, unsigned code, enum status s, co
         add_common_headers(r, m, &resp);
     r->response = m;
     r->code = code;
+}
+
+static void set_problem(struct http_request *r, unsigned code, enum status s, const char *detail,
+                        const struct http_header *headers, size_t n_headers)
+{
+    const struct http_problem p = {.status = s, .detail = detail};
+    set_failure(r, code, &p, headers, n_headers);
 }
 
 static void set_answer(struct http_request *r, const struct http_response *resp)
@@ -395,19 +436,25 @@ void http_respond(struct http_request *r, const struct http_response *resp)
 void http_respond_problem(struct http_request *r, enum status s, const char *detail,
                           unsigned retry_after_s)
 {
+    http_respond_failure(
+        r, &(struct http_problem){.status = s, .detail = detail, .retry_after_s = retry_after_s});
+}
+
+void http_respond_failure(struct http_request *r, const struct http_problem *p)
+{
     char after[16];
     struct http_header headers[2];
     size_t n = 0;
-    unsigned code = http_code_from_status(s);
+    unsigned code = http_code_from_status(p->status);
     if (code == 401)
         headers[n++] = (struct http_header){"WWW-Authenticate", "Bearer"};
-    if (retry_after_s) {
-        snprintf(after, sizeof after, "%u", retry_after_s);
+    if (p->retry_after_s) {
+        snprintf(after, sizeof after, "%u", p->retry_after_s);
         headers[n++] = (struct http_header){"Retry-After", after};
     }
     pthread_mutex_lock(&r->lock);
     if (!r->abandoned) {
-        set_problem(r, code, s, detail, headers, n);
+        set_failure(r, code, p, headers, n);
         answered(r);
     }
     pthread_mutex_unlock(&r->lock);
@@ -477,7 +524,7 @@ static enum MHD_Result no_route(struct http_request *r, const char *path, const 
         {"Allow", allow},
         {"Access-Control-Allow-Origin", "*"},
         {"Access-Control-Allow-Methods", allow},
-        {"Access-Control-Allow-Headers", "Range, If-Range, If-None-Match"},
+        {"Access-Control-Allow-Headers", "Range, If-Range, If-None-Match, traceparent"},
         {"Access-Control-Max-Age", "86400"},
     };
     if (!str_eq(method, "OPTIONS") || !cors)
@@ -526,6 +573,8 @@ static enum MHD_Result begin(struct http_request *r, const char *path, const cha
     struct err err = ERR_INIT;
     r->is_get = str_eq(method, "GET");
     r->is_head = str_eq(method, "HEAD");
+    if (s->o.trace)
+        s->o.trace(s->o.ud, r, &r->trace);
     conn_set_deadline(r->conn, time_deadline_in_ms(s->o.body_timeout_ms));
     if (atomic_load(&s->closing))
         return refuse(r, 503, STATUS_UNAVAILABLE, "shutting down", NULL, 0);
@@ -547,6 +596,12 @@ static enum MHD_Result begin(struct http_request *r, const char *path, const cha
     return MHD_YES;
 }
 
+// Log lines of this thread name the request's trace. Returns what log_set_trace() did.
+static const uint8_t *set_trace(const struct http_request *r)
+{
+    return log_set_trace(r->trace.parent[0] ? r->trace.id : NULL);
+}
+
 static enum MHD_Result handle(struct http_request *r)
 {
     conn_set_deadline(r->conn, TIME_NEVER);
@@ -556,7 +611,9 @@ static enum MHD_Result handle(struct http_request *r)
     r->state = HANDLING;
     pthread_mutex_unlock(&r->lock);
     atomic_fetch_add(&r->n_refs, 1); // whoever answers
+    const uint8_t *before = set_trace(r);
     r->route->handle(r, r->server->o.ud);
+    log_set_trace(before);
 
     pthread_mutex_lock(&r->lock);
     bool now = r->state == ANSWERED;
@@ -623,10 +680,12 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **req_cls,
     pthread_mutex_unlock(&r->lock);
     atomic_fetch_add(&s->n_requests, 1);
     atomic_fetch_add(&s->n_by_class[code / 100 < 6 ? code / 100 : 0], 1);
+    const uint8_t *before = set_trace(r);
     // The pattern, never the address itself: that holds tokens.
     log_debug(s->o.log, "http_request", F_STR("route", r->route ? r->route->path : NULL),
               F_I64("code", code), F_BOOL("whole", why == MHD_REQUEST_TERMINATED_COMPLETED_OK),
               F_I64("took_us", time_mono_us() - r->started_us));
+    log_set_trace(before);
     request_unref(r);
 }
 
