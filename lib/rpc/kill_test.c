@@ -115,7 +115,10 @@ static struct transport_ops tapped;
 struct side {
     pthread_t up, down;
     struct rpc_client *c;
+    struct rpc_stream *streams[2]; // open ones; tap_lock
+    bool is_over;                  // tap_lock
 };
+enum { UP, DOWN };
 
 static const struct rpc_opts *long_opts(struct rpc_opts *o)
 {
@@ -125,43 +128,75 @@ static const struct rpc_opts *long_opts(struct rpc_opts *o)
 
 static uint8_t bytes[NOTE_BYTES];
 
+static bool side_begin(struct side *side, int which, int method, const Note *req)
+{
+    struct rpc_stream *st = NULL;
+    struct rpc_opts o;
+    struct err err = ERR_INIT;
+    if (rpc_stream_open(side->c, &test_service.methods[method], long_opts(&o),
+                        req ? &req->base : NULL, &st, &err) != STATUS_OK)
+        return false;
+    pthread_mutex_lock(&tap_lock);
+    side->streams[which] = st;
+    if (side->is_over)
+        rpc_stream_cancel(st);
+    pthread_mutex_unlock(&tap_lock);
+    return true;
+}
+
+static void side_end(struct side *side, int which)
+{
+    pthread_mutex_lock(&tap_lock);
+    struct rpc_stream *st = side->streams[which];
+    side->streams[which] = NULL;
+    pthread_mutex_unlock(&tap_lock);
+    rpc_stream_free(st);
+}
+
+// A stream that began late, or again, on the connection after the one that broke would go on until
+// its deadline.
+static void side_cancel(struct side *side)
+{
+    pthread_mutex_lock(&tap_lock);
+    side->is_over = true;
+    for (int i = UP; i <= DOWN; i++) {
+        if (side->streams[i])
+            rpc_stream_cancel(side->streams[i]);
+    }
+    pthread_mutex_unlock(&tap_lock);
+}
+
 static void *pour_up(void *ud)
 {
     struct side *side = ud;
-    struct rpc_stream *st = NULL;
-    struct rpc_opts o;
     struct err err = ERR_INIT;
     Note n;
     note_init(&n);
     n.data = (ProtobufCBinaryData){.len = sizeof bytes, .data = bytes};
-    if (rpc_stream_open(side->c, &test_service.methods[SUM], long_opts(&o), NULL, &st, &err) !=
-        STATUS_OK)
+    if (!side_begin(side, UP, SUM, NULL))
         return NULL;
-    while (rpc_stream_send(st, &n.base, &err) == STATUS_OK) {
+    while (rpc_stream_send(side->streams[UP], &n.base, &err) == STATUS_OK) {
     }
-    rpc_stream_free(st);
+    side_end(side, UP);
     return NULL;
 }
 
 static void *pour_down(void *ud)
 {
     struct side *side = ud;
-    struct rpc_stream *st = NULL;
-    struct rpc_opts o;
     struct err err = ERR_INIT;
     Note n;
     note_init(&n);
     n.number = 1 << 30;
     n.data = (ProtobufCBinaryData){.len = sizeof bytes, .data = bytes};
-    if (rpc_stream_open(side->c, &test_service.methods[COUNT], long_opts(&o), &n.base, &st, &err) !=
-        STATUS_OK)
+    if (!side_begin(side, DOWN, COUNT, &n))
         return NULL;
     ProtobufCMessage *m = NULL;
-    while (rpc_stream_recv(st, &m, &err) == STATUS_OK && m) {
+    while (rpc_stream_recv(side->streams[DOWN], &m, &err) == STATUS_OK && m) {
         rpc_message_free(m);
         m = NULL;
     }
-    rpc_stream_free(st);
+    side_end(side, DOWN);
     return NULL;
 }
 
@@ -258,6 +293,7 @@ static void run_round(struct world *w, unsigned round)
     pthread_mutex_unlock(&tap_lock);
     drop_all(1 + round % 3);
     for (size_t i = 0; i < N_CLIENTS; i++) {
+        side_cancel(&sides[i]);
         pthread_join(sides[i].up, NULL);
         pthread_join(sides[i].down, NULL);
         rpc_client_free(sides[i].c);
