@@ -193,8 +193,8 @@ static bool send_record(struct conn *c, bool only_control)
     c->unacked_bytes += size;
     c->bytes_out += size;
     c->last_send_us = c->now_us;
-    c->slots_used += c->o.n_slots != 0;
-    c->o.ops->send(c->o.t, c->o.pipe, m);
+    bool left = c->o.ops->send(c->o.t, c->o.pipe, m);
+    c->slots_used += c->o.n_slots != 0 && !left;
     return true;
 }
 
@@ -250,8 +250,8 @@ void conn_send_raw(struct conn *c, const struct buf *b)
         return;
     }
     memcpy(c->o.ops->msg_data(m), b->data, b->len);
-    c->slots_used += c->o.n_slots != 0;
-    c->o.ops->send(c->o.t, c->o.pipe, m);
+    bool left = c->o.ops->send(c->o.t, c->o.pipe, m);
+    c->slots_used += c->o.n_slots != 0 && !left;
 }
 
 void conn_slot_free(struct conn *c)

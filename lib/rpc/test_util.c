@@ -380,11 +380,9 @@ void make_node(struct world *w, struct chan_identity *id, unsigned role, int64_t
 void world_init(struct world *w)
 {
     memset(w, 0, sizeof *w);
-    const char *transport = getenv("CAUCE_TEST_TRANSPORT"); // "socket", "stream"; else by address
-    if (transport && strcmp(transport, transport_nng.name) == 0)
-        w->transport = &transport_nng;
-    else if (transport && strcmp(transport, transport_stream.name) == 0)
-        w->transport = &transport_stream;
+    const char *transport = getenv("CAUCE_TEST_TRANSPORT"); // its name; else by address
+    if (transport)
+        w->transport = transport_named(transport);
     crypto_ed25519_keypair(w->trust.operator_public, w->operator_secret);
     make_node(w, &w->server, 9, 3600);
     make_node(w, &w->node, 12, 3600);

@@ -63,15 +63,24 @@ void transport_real_url(const nng_sockaddr *sa, const char *url, char *ret, size
         snprintf(ret, size, "%.*s:%u", (int)(port - url), url, (unsigned)(be[0] << 8 | be[1]));
 }
 
+const struct transport_ops *transport_named(const char *name)
+{
+    static const struct transport_ops *const all[] = {&transport_epoll, &transport_nng,
+                                                      &transport_stream};
+    for (size_t i = 0; i < N_ELEMENTS(all); i++) {
+        if (strcmp(all[i]->name, name) == 0)
+            return all[i];
+    }
+    return NULL;
+}
+
 const struct transport_ops *transport_for(const struct transport_ops *wanted, const char *url)
 {
-    bool streams = str_starts_with(url, "tcp") || str_starts_with(url, "ipc://");
-    if (!wanted || (wanted == &transport_stream && !streams))
-        return &transport_nng;
-    return wanted;
+    bool is_socket = str_starts_with(url, "tcp") || str_starts_with(url, "ipc://");
+    return wanted && is_socket ? wanted : &transport_nng;
 }
 
 long transport_messages(void)
 {
-    return transport_nng_messages() + transport_stream_messages();
+    return transport_nng_messages() + transport_stream_messages() + transport_epoll_messages();
 }

@@ -28,8 +28,8 @@ struct transport_events {
     // A message; owned by the callee. In order per pipe. more: another one is at hand and comes at
     // once, so that answers may wait for it.
     void (*receive)(void *ud, uint32_t pipe, struct transport_msg *m, bool more);
-    // A message was taken (or given up) and its send slot is free; never from within send(). NULL:
-    // nobody asks.
+    // A message was taken (or given up) after its send() had returned, and its slot is free; never
+    // from within send(). NULL: nobody asks.
     void (*sent)(void *ud, uint32_t pipe);
     // Dialling side: an attempt to connect failed. May be NULL; not every transport knows.
     void (*failed)(void *ud, const char *why);
@@ -37,8 +37,8 @@ struct transport_events {
 
 struct transport_ops {
     const char *name;
-    // Pipes do not share the thread that tells of them: receive() and detach() may work for a
-    // while (never wait), and events of one pipe come one at a time.
+    // Many threads tell of pipes, and of one pipe one at a time: receive() and detach() may work
+    // for a while (never wait).
     bool is_serial;
     enum status (*listen)(const char *url, const struct transport_events *ev, void *ud,
                           char *ret_url, size_t ret_url_size, struct transport **ret,
@@ -49,8 +49,9 @@ struct transport_ops {
     // Dialling side: after a pipe's end the next attempt comes in about ms (random, half to one and
     // a half). Attempts that fail wait longer and longer of themselves.
     void (*set_backoff)(struct transport *t, int64_t ms);
-    // Consumes m. At most TRANSPORT_DIAL_SLOTS at a time on a dialling transport.
-    void (*send)(struct transport *t, uint32_t pipe, struct transport_msg *m);
+    // Consumes m. True: it has left already, and no sent() will tell so. At most
+    // TRANSPORT_DIAL_SLOTS at a time on a dialling transport.
+    bool (*send)(struct transport *t, uint32_t pipe, struct transport_msg *m);
     void (*drop)(struct transport *t, uint32_t pipe); // close a pipe; detach follows later
     // Listening side: who is at the other end. False: the pipe is gone.
     bool (*peer)(struct transport *t, uint32_t pipe, struct transport_addr *ret);
@@ -68,11 +69,14 @@ struct transport_ops {
 #define TRANSPORT_BACKOFF_MAX_MS 2000
 
 extern const struct transport_ops transport_nng;    // nng's REQ and REP sockets: any nng url
+extern const struct transport_ops transport_epoll;  // the same bytes, event loops: tcp and ipc
 extern const struct transport_ops transport_stream; // the same bytes on nng's streams: tcp and ipc
-// What serves url: wanted if there is one, but streams know no inproc.
+const struct transport_ops *transport_named(const char *name); // NULL: no such one
+// What serves url: wanted if there is one and it can.
 const struct transport_ops *transport_for(const struct transport_ops *wanted, const char *url);
 void transport_nng_fini(void);
 // Messages given out or received, and not freed yet; those that nng's sockets hold are not counted.
 long transport_nng_messages(void);
 long transport_stream_messages(void);
-long transport_messages(void); // of both
+long transport_epoll_messages(void);
+long transport_messages(void); // of all

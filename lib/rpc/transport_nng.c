@@ -134,7 +134,7 @@ static struct slot *slot_more(struct transport *t)
     return s;
 }
 
-static void t_send(struct transport *t, uint32_t pipe, struct transport_msg *m)
+static bool t_send(struct transport *t, uint32_t pipe, struct transport_msg *m)
 {
     nng_msg *msg = to_nng(m);
     n_messages--;
@@ -143,7 +143,7 @@ static void t_send(struct transport *t, uint32_t pipe, struct transport_msg *m)
         nng_msg_header_append_u32(msg, REQUEST_WORD) != 0) {
         nng_msg_free(msg);
         nng_pipe_close((nng_pipe){.id = pipe}); // a lost record would be a gap
-        return;
+        return true;
     }
     pthread_mutex_lock(&t->lock);
     struct slot *s = NULL;
@@ -165,6 +165,7 @@ static void t_send(struct transport *t, uint32_t pipe, struct transport_msg *m)
         nng_msg_free(msg);
         nng_pipe_close((nng_pipe){.id = pipe});
     }
+    return !s;
 }
 
 // Nothing is started once the socket closes: nng would leave it on the list of a freed queue.

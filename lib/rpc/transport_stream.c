@@ -378,12 +378,12 @@ static void on_written(void *arg)
     pipe_unref(p);
 }
 
-static void t_send(struct transport *t, uint32_t id, struct transport_msg *m)
+static bool t_send(struct transport *t, uint32_t id, struct transport_msg *m)
 {
     struct pipe *p = pipe_find(t, id);
     if (!p) {
         t_msg_free(m);
-        return;
+        return true;
     }
     put_prefix(m);
     m->next = NULL;
@@ -394,6 +394,7 @@ static void t_send(struct transport *t, uint32_t id, struct transport_msg *m)
     start_writing(p);
     pthread_mutex_unlock(&p->lock);
     pipe_unref(p);
+    return false;
 }
 
 // ---------------------------------------------------------------- reading

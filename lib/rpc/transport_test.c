@@ -18,7 +18,7 @@
 
 #define PATIENCE_MS 20000
 
-static const struct transport_ops *const transports[] = {&transport_nng, &transport_stream};
+static const struct transport_ops *const transports[] = {&transport_nng, &transport_epoll};
 
 static const char *ipc_url(void)
 {
