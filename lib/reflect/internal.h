@@ -29,6 +29,7 @@ struct reflect {
     size_t n_messages;
     struct rpc_service *services;
     const service_proto **service_protos; // of the same index
+    const file_proto **service_files;
     size_t n_services;
 };
 

@@ -563,13 +563,15 @@ static enum status make_services(struct reflect *r, struct err *err)
         total += r->set->file[i]->n_service;
     r->services = arena_array(r->arena, total, sizeof(r->services[0]));
     r->service_protos = arena_array(r->arena, total, sizeof(r->service_protos[0]));
-    if (!r->services || !r->service_protos)
+    r->service_files = arena_array(r->arena, total, sizeof(r->service_files[0]));
+    if (!r->services || !r->service_protos || !r->service_files)
         return no_memory(err);
     enum status s = STATUS_OK;
     for (size_t i = 0; i < r->set->n_file; i++)
         for (size_t k = 0; s == STATUS_OK && k < r->set->file[i]->n_service; k++) {
             const service_proto *p = r->set->file[i]->service[k];
             r->service_protos[r->n_services] = p;
+            r->service_files[r->n_services] = r->set->file[i];
             s = make_service(r, r->set->file[i], p, &r->services[r->n_services++], err);
         }
     return s;

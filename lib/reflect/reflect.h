@@ -33,7 +33,21 @@ const struct rpc_service *reflect_service_at(const struct reflect *r, size_t i);
 size_t reflect_n_messages(const struct reflect *r);
 const ProtobufCMessageDescriptor *reflect_message_at(const struct reflect *r, size_t i);
 
-// Append what a .proto file says of a service, method, message or enum (full name).
+struct reflect_part { // borrowed from the set
+    const char *kind; // "service", "method", "message", "enum" or "file"
+    const char *file; // where it is declared
+};
+// Append to out, as a packed FileDescriptorSet, the file that declares name and all that it needs.
+//
+// services  full names: only their files, and what these need, are looked at
+// name      full name of a service, method, message or enum; or a file's
+// errors    NOT_FOUND; RESOURCE_EXHAUSTED: over the buffer's limit
+enum status reflect_subset(const struct reflect *r, const char *const *services, size_t n_services,
+                           const char *name, struct reflect_part *ret, struct buf *out,
+                           struct err *err) MUST_CHECK;
+
+// Append what a .proto file says of a service, method, message or enum (full name), with its
+// comments where the set has them.
 // errors  NOT_FOUND; RESOURCE_EXHAUSTED: over the buffer's limit
 enum status reflect_describe(const struct reflect *r, const char *name, struct buf *out,
                              struct err *err) MUST_CHECK;

@@ -132,11 +132,19 @@ static void test_text_names_fields_types_and_rules(void **state)
          "rpc Login(LoginRequest) returns (Tokens) {\n    option "
          "(cauce.rule) = {allow: ANON http: {post: \"/api/v1/login\"}};"},
         {"cauce.origin.v1.Object.Read", "rpc Read(ReadRequest) returns (stream ReadReply) {"},
-        {"cauce.origin.v1.Object.Read", "  string media_token = 4;\n"},
+        {"cauce.origin.v1.Object.Read", "  string media_token = 4;  // users only\n"},
         {"cauce.session.v1.Tokens", "  google.protobuf.Timestamp access_expires = 3;\n"},
         {"cauce.session.v1.ListUsersReply", "  repeated User users = 1;\n"},
         {"cauce.node.v1.Serving", "  NOT_SERVING = 2;\n"},
         {"cauce.HttpRule", "  oneof pattern {\n    string get = 1;\n"},
+        {"cauce.node.v1.Health",
+         "  // The state at once, then again whenever it changes, until the caller leaves.\n"
+         "  rpc Watch("},
+        {"cauce.node.v1.Health.Watch", "// The state at once, then again whenever it changes"},
+        {"cauce.node.v1.Channel",
+         "message Channel {  // one endpoint of a client in this process\n"},
+        {"cauce.node.v1.Channel", "  string peer_role = 3;  // \"\" when any\n"},
+        {"cauce.node.v1.ChannelState", "  CHANNEL_FAILING = 4;  // the last attempts to connect"},
     };
     for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
         struct buf b;
@@ -150,6 +158,53 @@ static void test_text_names_fields_types_and_rules(void **state)
     buf_init(&b, MAX_BYTES);
     assert_int_equal(reflect_describe(*state, "cauce.session.v1.None", &b, NULL), STATUS_NOT_FOUND);
     buf_done(&b);
+}
+
+static void expect_part(const struct reflect *r, const char *name, const char *kind,
+                        const char *file)
+{
+    static const char *const services[] = {"cauce.node.v1.Node", "cauce.store.v1.Catalog"};
+    struct reflect_part part;
+    struct buf b;
+    AUTO(reflect_free_p) struct reflect *made = NULL;
+    struct err err = ERR_INIT;
+    buf_init(&b, MAX_BYTES);
+    if (reflect_subset(r, services, N_ELEMENTS(services), name, &part, &b, &err) != STATUS_OK ||
+        reflect_new(b.data, b.len, &made, &err) != STATUS_OK)
+        fail_msg("%s: %s", name, err.msg);
+    buf_done(&b);
+    assert_string_equal(part.kind, kind);
+    assert_string_equal(part.file, file);
+    assert_true(strcmp(kind, "service") != 0 || reflect_service(made, name));
+    assert_true(strcmp(kind, "method") != 0 || reflect_method(made, name));
+    assert_true(strcmp(kind, "message") != 0 || reflect_message(made, name));
+    assert_true(strcmp(kind, "enum") != 0 || reflect_enum(made, name));
+    assert_null(reflect_service(made, "cauce.session.v1.Session"));
+}
+
+static void test_part_of_a_set_is_the_file_and_what_it_needs(void **state)
+{
+    expect_part(*state, "cauce.node.v1.Node", "service", "cauce/node.proto");
+    expect_part(*state, "cauce.node.v1.Reflection", "service", "cauce/node.proto");
+    expect_part(*state, "cauce.node.v1.Node.Calls", "method", "cauce/node.proto");
+    expect_part(*state, "cauce.node.v1.CallStatus", "message", "cauce/node.proto");
+    expect_part(*state, "cauce.node.v1.CallState", "enum", "cauce/node.proto");
+    expect_part(*state, "cauce/node.proto", "file", "cauce/node.proto");
+    expect_part(*state, "cauce.store.v1.Catalog.List", "method", "cauce/store.proto");
+    expect_part(*state, "google.protobuf.Timestamp", "message", "google/protobuf/timestamp.proto");
+    static const char *const unknown[] = {"cauce.session.v1.Session", "cauce.session.v1.Tokens",
+                                          "cauce/session.proto", "", "cauce"};
+    static const char *const services[] = {"cauce.node.v1.Node", "cauce.nothing.v1.Nothing"};
+    for (size_t i = 0; i < N_ELEMENTS(unknown); i++) {
+        struct reflect_part part;
+        struct buf b;
+        buf_init(&b, MAX_BYTES);
+        assert_int_equal(
+            reflect_subset(*state, services, N_ELEMENTS(services), unknown[i], &part, &b, NULL),
+            STATUS_NOT_FOUND);
+        assert_int_equal(b.len, 0);
+        buf_done(&b);
+    }
 }
 
 static void test_broken_sets_are_refused(void **state)
@@ -177,6 +232,8 @@ int main(void)
                                         make, done),
         cmocka_unit_test_setup_teardown(test_methods_say_what_the_generated_tables_say, make, done),
         cmocka_unit_test_setup_teardown(test_text_names_fields_types_and_rules, make, done),
+        cmocka_unit_test_setup_teardown(test_part_of_a_set_is_the_file_and_what_it_needs, make,
+                                        done),
         cmocka_unit_test(test_broken_sets_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -399,10 +399,29 @@ static void parse_unit(struct parser *ps, const file_proto *f, struct unit *ret)
 
 // ---------------------------------------------------------------- all
 
+// What is kept of the source are the comments of our own files, which people read by reflection;
+// where things stand would be most of the bytes.
+static void keep_comments(gen_request *r, file_proto *f)
+{
+    Google__Protobuf__SourceCodeInfo *info = f->source_code_info;
+    if (!info || !is_to_generate(r, f->name) || strncmp(f->name, "google/", 7) == 0) {
+        f->source_code_info = NULL;
+        return;
+    }
+    size_t n = 0;
+    for (size_t i = 0; i < info->n_location; i++) {
+        Google__Protobuf__SourceCodeInfo__Location *l = info->location[i];
+        l->n_span = l->n_leading_detached_comments = 0;
+        if (l->leading_comments || l->trailing_comments)
+            info->location[n++] = l;
+    }
+    info->n_location = n;
+}
+
 static struct gen_bytes pack_descriptors(gen_request *r)
 {
     for (size_t i = 0; i < r->n_proto_file; i++)
-        r->proto_file[i]->source_code_info = NULL;
+        keep_comments(r, r->proto_file[i]);
     Google__Protobuf__FileDescriptorSet set;
     google__protobuf__file_descriptor_set__init(&set);
     set.n_file = r->n_proto_file;
