@@ -84,8 +84,10 @@ void attempt_unref(struct attempt *s)
 void call_spec_init(struct call_spec *spec, const struct rpc_method *m, const struct rpc_opts *o)
 {
     *spec = (struct call_spec){.m = m, .deadline_us = time_deadline_in_ms(DEFAULT_DEADLINE_MS)};
-    if (!o)
+    if (!o) {
+        call_spec_inherit(spec);
         return;
+    }
     spec->cancel[0] = o->cancel;
     spec->fail_fast = o->fail_fast;
     spec->token = o->token && o->token[0] ? o->token : NULL;
@@ -97,6 +99,8 @@ void call_spec_init(struct call_spec *spec, const struct rpc_method *m, const st
     spec->n_metadata = o->n_metadata;
     if (o->deadline_us)
         spec->deadline_us = o->deadline_us;
+    if (!o->detached)
+        call_spec_inherit(spec);
 }
 
 static size_t room(const char *s)
@@ -236,7 +240,8 @@ static bool begin(struct attempt *s, struct conn *c, const struct call_spec *spe
                               .key = spec->key,
                               .trace = spec->trace,
                               .metadata = spec->metadata,
-                              .n_metadata = spec->n_metadata};
+                              .n_metadata = spec->n_metadata,
+                              .attempt = s->nth > 1 ? s->nth : spec->attempt};
     frame_put_open(&c->calls, s->flow.id, &call);
     s->flow.open_pos = c->calls_taken + c->calls.len - c->calls_off;
     if (!spec->req || flow_push_small(&s->flow, spec->req, spec->req_len, true))

@@ -1,4 +1,5 @@
 // A call as the server sees it: from OPEN over the role check and the handler to STATUS.
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -6,10 +7,12 @@
 #include "base/rand.h"
 #include "base/str.h"
 #include "base/time.h"
+#include "rpc/details.h"
 #include "rpc/internal.h"
 
 #define ARENA_MAX (64U << 20)
 #define STACK_MESSAGE 4096
+#define FULL_RETRY_MS 1000 // the pool's queue has no room
 #define USER_ROLES (ROLE_USER | ROLE_CREATOR | ROLE_ADMIN)
 
 static struct rpc_call *of(struct flow *f)
@@ -120,71 +123,87 @@ static void mask_internal(struct rpc_call *c, struct frame_status *st, const str
     snprintf(st->msg, sizeof st->msg, "internal error, request %s", id);
 }
 
-// Pack a message and queue it. False: too large or out of memory.
-static bool push_message(struct rpc_call *c, const ProtobufCMessage *msg, bool half)
+static enum status check_size(const struct rpc_call *c, size_t n, struct err *err)
+{
+    if (n <= RPC_MAX_MESSAGE_BYTES)
+        return STATUS_OK;
+    return err_set(err, STATUS_RESOURCE_EXHAUSTED,
+                   "%s: a message of %zu bytes is too large: at most %u", c->entry->m->name, n,
+                   RPC_MAX_MESSAGE_BYTES);
+}
+
+// Pack the reply and queue it; on success the connection stays locked.
+static enum status push_reply(struct rpc_call *c, const ProtobufCMessage *msg, struct err *err)
 {
     size_t n = protobuf_c_message_get_packed_size(msg);
-    if (n > RPC_MAX_MESSAGE_BYTES)
-        return false;
+    enum status s = check_size(c, n, err);
+    if (s != STATUS_OK)
+        return s;
     uint8_t stack[STACK_MESSAGE];
     struct conn *conn = c->flow.conn;
-    if (n <= sizeof stack && half) {
+    if (n <= sizeof stack) {
         protobuf_c_message_pack(msg, stack);
         conn_lock(conn);
         if (flow_push_small(&c->flow, stack, n, false))
-            return true; // the caller finishes under the lock
+            return STATUS_OK;
         conn_unlock(conn);
     }
     struct chunk *ch = chunk_new(n);
     if (!ch)
-        return false;
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
     protobuf_c_message_pack(msg, ch->data);
     ch->last = true;
     conn_lock(conn);
     flow_push(&c->flow, ch);
-    return true;
+    return STATUS_OK;
 }
 
-static void finish_locked(struct rpc_call *c, const struct frame_status *st)
+void call_finish_locked(struct rpc_call *c, const struct frame_status *st)
 {
     struct conn *conn = c->flow.conn;
+    struct rpc_timings t;
     c->finished = true;
+    chain_end(c, st->code, &t);
     flow_finish(&c->flow, st);
     conn_unlock(conn);
+    chain_after(c, st, &t);
 }
 
-void call_answer(struct rpc_call *c, enum status s, const ProtobufCMessage *reply,
-                 const struct err *err)
+static void answer_failure(struct rpc_call *c, enum status s, const struct err *err)
 {
-    struct rpc_server *srv = c->server;
-    struct frame_status st = {.code = s};
-    bool failed = s != STATUS_OK;
-    if (failed) {
-        st.retry_after_ms = c->retry_after_ms;
-        if (s == STATUS_INTERNAL)
-            mask_internal(c, &st, err);
-        else if (err)
-            str_copy(st.msg, sizeof st.msg, err->msg);
-        log_debug(srv->o.log, "rpc_call_failed", F_STR("method", c->entry->m->name),
-                  F_STR("status", status_name(s)), F_STR("error", st.msg));
-        pthread_mutex_lock(&srv->lock);
-        srv->stats.n_failed++;
-        pthread_mutex_unlock(&srv->lock);
-    }
-    if (!failed && reply) {
-        if (push_message(c, reply, true)) {
-            finish_locked(c, &st);
-            return;
-        }
-        st = (struct frame_status){.code = STATUS_RESOURCE_EXHAUSTED,
-                                   .msg = "the reply is too large"};
-    }
+    struct frame_status st = {.code = s, .retry_after_ms = c->retry_after_ms};
+    uint8_t details[RPC_DETAILS_MAX_BYTES];
+    if (s == STATUS_INTERNAL)
+        mask_internal(c, &st, err);
+    else if (err)
+        str_copy(st.msg, sizeof st.msg, err->msg);
+    st.details = details;
+    if (c->reason)
+        st.n_details = details_pack_reason(details, c->reason, true);
+    else if (c->details)
+        st.n_details = details_pack(c->details, details);
     conn_lock(c->flow.conn);
     // The handler was told to stop, because time was up or a grant was revoked: say why.
     if (s == STATUS_CANCELLED && (c->flow.status.code == STATUS_DEADLINE_EXCEEDED ||
                                   c->flow.status.code == STATUS_PERMISSION_DENIED))
         st = c->flow.status;
-    finish_locked(c, &st);
+    call_finish_locked(c, &st);
+}
+
+void call_answer(struct rpc_call *c, enum status s, const ProtobufCMessage *reply,
+                 const struct err *err)
+{
+    struct err too_large = ERR_INIT;
+    if (s == STATUS_OK && reply) {
+        s = push_reply(c, reply, &too_large);
+        err = &too_large;
+    } else if (s == STATUS_OK) {
+        conn_lock(c->flow.conn);
+    }
+    if (s == STATUS_OK)
+        call_finish_locked(c, &(struct frame_status){.code = STATUS_OK});
+    else
+        answer_failure(c, s, err);
 }
 
 // ---------------------------------------------------------------- running a handler
@@ -198,12 +217,22 @@ static bool gives_reply(const struct rpc_method *m)
     return m->kind == RPC_UNARY || m->kind == RPC_CLIENT_STREAM;
 }
 
+// Told to stop before it began, because its caller left or the server stops: no handler sees it.
 static enum status take_request(struct rpc_call *c, struct err *err)
 {
     struct conn *conn = c->flow.conn;
+    struct rx_msg *m = NULL;
     conn_lock(conn);
-    struct rx_msg *m = flow_take(&c->flow);
+    struct frame_status st = c->flow.status;
+    if (st.code == STATUS_OK && takes_request(c->entry->m))
+        m = flow_take(&c->flow);
     conn_unlock(conn);
+    if (st.code == STATUS_UNAVAILABLE)
+        c->reason = RPC_REASON_NOT_STARTED;
+    if (st.code != STATUS_OK)
+        return err_from_status(err, &st);
+    if (!takes_request(c->entry->m))
+        return STATUS_OK;
     if (!m)
         return err_set(err, STATUS_CANCELLED, "the call ended before it began");
     enum status s = rpc_message_unpack(c->entry->m->request, m->data, m->n, &c->req, err);
@@ -211,13 +240,12 @@ static enum status take_request(struct rpc_call *c, struct err *err)
     return s;
 }
 
-static enum status run_handler(struct rpc_call *c, ProtobufCMessage **ret_reply, struct err *err)
+static enum status run_handler(struct rpc_call *c, bool is_inline, ProtobufCMessage **ret_reply,
+                               struct err *err)
 {
     const struct rpc_method *m = c->entry->m;
-    enum status s = c->authorised ? STATUS_OK : call_authorise(c, err);
-    if (s != STATUS_OK)
-        return s;
-    if (takes_request(m))
+    enum status s = chain_before(c, is_inline, err);
+    if (s == STATUS_OK)
         s = take_request(c, err);
     if (s != STATUS_OK)
         return s;
@@ -232,39 +260,43 @@ static enum status run_handler(struct rpc_call *c, ProtobufCMessage **ret_reply,
 }
 
 // Owns one reference of the call.
-static void run(void *ud)
+static void run(struct rpc_call *c, bool is_inline)
 {
-    struct rpc_call *c = ud;
     struct err err = ERR_INIT;
     ProtobufCMessage *reply = NULL;
-    enum status s = run_handler(c, &reply, &err);
+    struct rpc_call *before = rpc_call_enter(c);
+    enum status s = run_handler(c, is_inline, &reply, &err);
     if (!c->deferred)
         call_answer(c, s, s == STATUS_OK ? reply : NULL, &err);
+    rpc_call_enter(before);
     call_unref(c);
+}
+
+static void run_pooled(void *ud)
+{
+    run(ud, false);
 }
 
 static void start(struct rpc_call *c)
 {
-    // A verified token needs no thread to wait on.
     struct err err = ERR_INIT;
-    if (!c->token || token_is_fresh(c->token) || c->token->is_verified) {
-        enum status s = call_authorise(c, &err);
-        if (s != STATUS_OK) {
-            call_answer(c, s, NULL, &err);
-            return;
-        }
+    enum status s = chain_arrived(c, &err);
+    if (s != STATUS_OK) {
+        call_answer(c, s, NULL, &err);
+        return;
     }
     call_ref(c);
     if (c->entry->m->run_inline && c->authorised) {
-        run(c);
+        run(c, true);
         return;
     }
-    if (work_pool_submit(c->server->o.pool, run, c))
+    if (work_pool_submit(c->server->o.pool, run_pooled, c))
         return;
     call_unref(c);
-    c->retry_after_ms = 1000;
-    err_set(&err, STATUS_RESOURCE_EXHAUSTED, "the server is overloaded: try again later");
-    call_answer(c, STATUS_RESOURCE_EXHAUSTED, NULL, &err);
+    chain_shed(c, FULL_RETRY_MS);
+    err_set(&err, STATUS_UNAVAILABLE, "%s: the server is overloaded: try again later",
+            c->entry->m->name);
+    call_answer(c, STATUS_UNAVAILABLE, NULL, &err);
 }
 
 // ---------------------------------------------------------------- events
@@ -284,7 +316,9 @@ static void run_writable(void *ud)
         c->writable_running = true;
         c->writable_thread = pthread_self();
         conn_unlock(conn);
+        struct rpc_call *before = rpc_call_enter(c);
         fn(fn_ud);
+        rpc_call_enter(before);
         conn_lock(conn);
         c->writable_running = false;
     }
@@ -360,10 +394,51 @@ static void on_unref(struct flow *f)
 }
 static const struct flow_ops call_ops = {.event = on_event, .ref = on_ref, .unref = on_unref};
 
-static struct rpc_call *call_new(struct rpc_server *s, const struct method_entry *e,
-                                 const struct frame_open *o)
+// What an OPEN says, kept behind the call itself. The text was bounded when it was read.
+static size_t open_room(const struct frame_open *o)
 {
-    struct rpc_call *c = mem_alloc(sizeof *c);
+    return o->n_metadata * sizeof(struct rpc_metadata) + o->n_metadata_bytes + o->n_metadata +
+           strlen(o->route) + 1 + strlen(o->key) + 1;
+}
+
+static char *keep_text(char **at, const void *p, size_t n) // which the zeroed block terminates
+{
+    char *text = memcpy(*at, p, n);
+    *at += n + 1;
+    return text;
+}
+
+static void keep_open(struct rpc_call *c, const struct frame_open *o)
+{
+    const uint8_t *p = o->metadata, *end = p + o->n_metadata_bytes;
+    struct rpc_metadata *entries = (struct rpc_metadata *)(void *)c->data, in;
+    char *at = (char *)(entries + o->n_metadata);
+    size_t key_len;
+    c->metadata = o->n_metadata ? entries : NULL;
+    while (c->n_metadata < o->n_metadata && frame_metadata_next(&p, end, &in, &key_len)) {
+        struct rpc_metadata *e = &entries[c->n_metadata++];
+        e->key = keep_text(&at, in.key, key_len);
+        e->value = at;
+        e->n_value = in.n_value;
+        if (in.n_value)
+            memcpy(at, in.value, in.n_value);
+        at += in.n_value;
+    }
+    c->route = keep_text(&at, o->route, strlen(o->route));
+    c->key = keep_text(&at, o->key, strlen(o->key));
+}
+
+static int64_t deadline_of(const struct frame_open *o, int64_t now_us)
+{
+    if (o->deadline_ms == 0 || o->deadline_ms > (uint64_t)(TIME_NEVER - now_us) / 1000)
+        return TIME_NEVER;
+    return now_us + (int64_t)o->deadline_ms * 1000;
+}
+
+static struct rpc_call *call_new(struct rpc_server *s, struct method_entry *e,
+                                 const struct frame_open *o, int64_t now_us)
+{
+    struct rpc_call *c = mem_alloc(sizeof *c + open_room(o));
     if (!c)
         return NULL;
     flow_init(&c->flow, &call_ops);
@@ -371,48 +446,87 @@ static struct rpc_call *call_new(struct rpc_server *s, const struct method_entry
     c->server = s;
     c->entry = e;
     c->forwarded = o->flags & FRAME_OPEN_FORWARDED;
-    c->deadline_us = TIME_NEVER;
-    str_copy(c->route, sizeof c->route, o->route);
-    str_copy(c->key, sizeof c->key, o->key);
-    if (o->deadline_ms)
-        c->deadline_us = time_deadline_in_ms((int64_t)o->deadline_ms);
-    c->flow.deadline_us = c->deadline_us;
+    c->attempt = o->attempt;
+    c->born_us = now_us;
+    c->deadline_us = c->flow.deadline_us = deadline_of(o, now_us);
+    c->limit_us = c->deadline_us;
+    c->flow.label = e->m->name;
+    keep_open(c, o);
+    call_set_trace(c, &o->trace);
     return c;
+}
+
+// An answer to an OPEN that no call is made for.
+struct refusal {
+    enum status code; // OK: none
+    const char *reason;
+    char msg[240];
+};
+
+static void refuse(struct refusal *r, enum status code, const char *reason, const char *fmt, ...)
+    PRINTF_LIKE(4, 5);
+static void refuse(struct refusal *r, enum status code, const char *reason, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(r->msg, sizeof r->msg, fmt, ap);
+    va_end(ap);
+    r->code = code;
+    r->reason = reason;
+}
+
+static void send_refusal(struct conn *conn, uint32_t id, const struct refusal *r)
+{
+    uint8_t details[DETAILS_REASON_SIZE];
+    struct frame_status st = {.code = r->code, .details = details};
+    str_copy(st.msg, sizeof st.msg, r->msg);
+    if (r->reason)
+        st.n_details = details_pack_reason(details, r->reason, true);
+    conn_refuse_with(conn, id, &st);
+}
+
+static void check_open(struct rpc_server *s, struct conn *conn, const struct method_entry *e,
+                       const struct frame_open *o, struct refusal *r)
+{
+    unsigned most = server_max_calls(s, conn);
+    bool for_clients = e && (e->m->allow & (ROLE_ANON | USER_ROLES));
+    r->code = STATUS_OK;
+    if (s->is_closing || conn->draining)
+        refuse(r, STATUS_UNAVAILABLE, RPC_REASON_NOT_STARTED, "the server is shutting down");
+    else if (conn->n_calls >= most)
+        refuse(r, STATUS_RESOURCE_EXHAUSTED, NULL,
+               "%s: %u calls are open on this connection, at most %u", o->method, conn->n_calls,
+               most);
+    else if (o->slot && (o->slot > conn->n_slots || !conn->slots[o->slot - 1]))
+        refuse(r, STATUS_UNAUTHENTICATED, NULL, "the call names a token that was not sent");
+    else if (!e)
+        refuse(r, STATUS_UNIMPLEMENTED, NULL, "%s: no such method here", o->method);
+    else if (e->thunk ? !e->handler : !s->route)
+        refuse(r, STATUS_UNIMPLEMENTED, NULL, "%s: not implemented here", o->method);
+    else if (!e->thunk && !for_clients)
+        refuse(r, STATUS_PERMISSION_DENIED, NULL, "%s: not reachable for clients", o->method);
+    else if (o->metadata_too_much)
+        refuse(r, STATUS_RESOURCE_EXHAUSTED, NULL,
+               "%s: metadata of more than %d entries or %d bytes is not taken", o->method,
+               RPC_METADATA_MAX, RPC_METADATA_MAX_BYTES);
 }
 
 void call_open(struct rpc_server *s, struct conn *conn, uint32_t id, const struct frame_open *o)
 {
     struct method_entry *e = server_method(s, o->method);
-    bool routed = e && !e->thunk && s->route && (e->m->allow & (ROLE_ANON | USER_ROLES));
-    bool bad_slot = o->slot && (o->slot > conn->n_slots || !conn->slots[o->slot - 1]);
-    const char *refusal = NULL;
-    enum status code = STATUS_UNIMPLEMENTED;
-    if (s->is_closing || conn->draining) {
-        code = STATUS_UNAVAILABLE;
-        refusal = "the server is shutting down";
-    } else if (conn->n_calls >= server_max_calls(s, conn)) {
-        code = STATUS_RESOURCE_EXHAUSTED;
-        refusal = "too many calls are open on this connection";
-    } else if (bad_slot) {
-        code = STATUS_UNAUTHENTICATED;
-        refusal = "the call names a token that was not sent";
-    } else if (!e) {
-        refusal = "no such method here";
-    } else if (e->thunk ? !e->handler : !s->route) {
-        refusal = "not implemented here";
-    } else if (!e->thunk && !routed) {
-        code = STATUS_PERMISSION_DENIED;
-        refusal = "not reachable for clients";
-    }
-    struct rpc_call *c = refusal ? NULL : call_new(s, e, o);
+    struct refusal r;
+    check_open(s, conn, e, o, &r);
+    bool routed = r.code == STATUS_OK && !e->thunk;
+    struct rpc_call *c = r.code == STATUS_OK ? call_new(s, e, o, conn->now_us) : NULL;
     if (c && routed && !(c->proxy = proxy_new(c))) {
         flow_done(&c->flow);
         mem_free(c);
         c = NULL;
     }
     if (!c) {
-        conn_refuse(conn, id, refusal ? code : STATUS_RESOURCE_EXHAUSTED,
-                    refusal ? refusal : "out of memory");
+        if (r.code == STATUS_OK)
+            refuse(&r, STATUS_RESOURCE_EXHAUSTED, NULL, "%s: out of memory", o->method);
+        send_refusal(conn, id, &r);
         return;
     }
     if (o->slot)
@@ -420,10 +534,7 @@ void call_open(struct rpc_server *s, struct conn *conn, uint32_t id, const struc
     c->flow.urgent = e->m->kind == RPC_UNARY;
     c->flow.is_unary_in = takes_request(e->m) && !routed;
     c->flow.raw = routed;
-    pthread_mutex_lock(&s->lock);
-    s->n_live++;
-    s->stats.n_calls++;
-    pthread_mutex_unlock(&s->lock);
+    atomic_fetch_add(&s->n_live, 1);
     conn->n_calls++;
     if (!flow_add(conn, &c->flow, id)) {
         conn_kill(conn, "call id in use");
@@ -460,6 +571,7 @@ void rpc_call_limit(struct rpc_call *c, int64_t deadline_us)
     struct conn *conn = c->flow.conn;
     conn_lock(conn);
     c->flow.deadline_us = deadline_us < c->deadline_us ? deadline_us : c->deadline_us;
+    c->limit_us = c->flow.deadline_us;
     conn_want_tick(conn, c->flow.deadline_us);
     conn_unlock(conn);
 }
@@ -510,16 +622,13 @@ bool rpc_call_is_forwarded(const struct rpc_call *c)
 {
     return c->forwarded;
 }
-void rpc_call_retry_after(struct rpc_call *c, int64_t ms)
-{
-    c->retry_after_ms = ms;
-}
 
 enum status rpc_call_write(struct rpc_call *c, const ProtobufCMessage *msg, struct err *err)
 {
     size_t n = protobuf_c_message_get_packed_size(msg);
-    if (n > RPC_MAX_MESSAGE_BYTES)
-        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "a message of %zu bytes is too large", n);
+    enum status s = check_size(c, n, err);
+    if (s != STATUS_OK)
+        return s;
     struct chunk *ch = chunk_new(n);
     if (!ch)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");

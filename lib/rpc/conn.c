@@ -202,13 +202,18 @@ bool conn_all_acked(const struct conn *c)
 
 void conn_refuse(struct conn *c, uint32_t id, enum status code, const char *msg)
 {
+    struct frame_status s = {.code = code};
+    str_copy(s.msg, sizeof s.msg, msg);
+    conn_refuse_with(c, id, &s);
+}
+
+void conn_refuse_with(struct conn *c, uint32_t id, const struct frame_status *s)
+{
     if (conn_pending(&c->calls, c->calls_off) > CONN_CALLS_MAX) {
         conn_kill(c, "the peer does not take its answers");
         return;
     }
-    struct frame_status s = {.code = code};
-    str_copy(s.msg, sizeof s.msg, msg);
-    frame_put_status(&c->calls, id, &s);
+    frame_put_status(&c->calls, id, s);
 }
 
 void conn_call_closed(struct conn *c)

@@ -244,6 +244,7 @@ bool conn_all_acked(const struct conn *c);                        // nothing of 
 int64_t conn_tick(struct conn *c, int64_t now_us);
 void conn_goaway(struct conn *c);
 void conn_refuse(struct conn *c, uint32_t id, enum status code, const char *msg);
+void conn_refuse_with(struct conn *c, uint32_t id, const struct frame_status *s); // borrowed
 void conn_call_closed(struct conn *c); // server: a call that sends no STATUS is over
 void conn_want_tick(struct conn *c, int64_t at_us);
 // Ends by itself at that time, unless it does before; why is static. 0 takes it back.

@@ -156,7 +156,7 @@ static size_t metadata_room(const struct rpc_metadata *m, size_t n)
     return room;
 }
 
-#define OPEN_MAX (1 + 10 + 10 + 3 + FRAME_METHOD_MAX + FRAME_ROUTE_MAX + FRAME_KEY_MAX + 25)
+#define OPEN_MAX (1 + 10 + 10 + 3 + FRAME_METHOD_MAX + FRAME_ROUTE_MAX + FRAME_KEY_MAX + 25 + 10)
 
 void frame_put_open(struct buf *b, uint32_t id, const struct frame_call *c)
 {
@@ -164,7 +164,8 @@ void frame_put_open(struct buf *b, uint32_t id, const struct frame_call *c)
     size_t n = 0;
     size_t room = metadata_room(c->metadata, c->n_metadata);
     p[n++] = (uint8_t)(c->flags | (c->trace ? FRAME_OPEN_TRACE : 0U) |
-                       (c->n_metadata ? FRAME_OPEN_METADATA : 0U));
+                       (c->n_metadata ? FRAME_OPEN_METADATA : 0U) |
+                       (c->attempt > 1 ? FRAME_OPEN_ATTEMPT : 0U));
     n += put_varint(p + n, c->slot);
     n += put_varint(p + n, c->deadline_ms);
     n += put_text(p + n, c->method, FRAME_METHOD_MAX);
@@ -173,14 +174,16 @@ void frame_put_open(struct buf *b, uint32_t id, const struct frame_call *c)
     if (c->trace)
         n += put_trace(p + n, c->trace);
     if (!c->n_metadata) {
+        n += c->attempt > 1 ? put_varint(p + n, c->attempt) : 0;
         frame_put(b, FRAME_OPEN, 0, id, p, n);
         return;
     }
-    uint8_t *all = mem_alloc(n + room);
+    uint8_t *all = mem_alloc(n + room + 10);
     if (!all)
         return; // the call then ends by its deadline, as when the buffer cannot grow
     memcpy(all, p, n);
     n += put_metadata(all + n, c->metadata, c->n_metadata);
+    n += c->attempt > 1 ? put_varint(all + n, c->attempt) : 0;
     frame_put(b, FRAME_OPEN, 0, id, all, n);
     mem_free(all);
 }
@@ -237,6 +240,15 @@ static bool get_trace(const uint8_t **p, const uint8_t *end, struct rpc_trace *r
     return true;
 }
 
+static bool get_attempt(const uint8_t **p, const uint8_t *end, unsigned *ret)
+{
+    uint64_t v;
+    if (!get_varint(p, end, UINT32_MAX, &v))
+        return false;
+    *ret = v > 1 ? (unsigned)v : 1;
+    return true;
+}
+
 bool frame_open(const struct frame *f, struct frame_open *ret)
 {
     const uint8_t *p = f->p, *end = f->p + f->n;
@@ -244,6 +256,7 @@ bool frame_open(const struct frame *f, struct frame_open *ret)
     if (p >= end)
         return false;
     ret->flags = *p++;
+    ret->attempt = 1;
     ret->trace = (struct rpc_trace){.flags = 0};
     ret->metadata = NULL;
     ret->n_metadata_bytes = 0;
@@ -258,7 +271,9 @@ bool frame_open(const struct frame *f, struct frame_open *ret)
     ret->slot = (uint32_t)slot;
     if ((ret->flags & FRAME_OPEN_TRACE) && !get_trace(&p, end, &ret->trace))
         return false;
-    return !(ret->flags & FRAME_OPEN_METADATA) || get_metadata(&p, end, ret);
+    if ((ret->flags & FRAME_OPEN_METADATA) && !get_metadata(&p, end, ret))
+        return false;
+    return !(ret->flags & FRAME_OPEN_ATTEMPT) || get_attempt(&p, end, &ret->attempt);
 }
 
 // ---------------------------------------------------------------- STATUS

@@ -57,15 +57,17 @@ size_t frame_run(const uint8_t *p, size_t n, size_t max);
 // OPEN: flags 1 | slot varint | deadline ms varint (0 none) | method | route | idempotency key,
 // each a length byte and bytes | with flag 02: trace id 16, span id 8, trace flags 1 | with flag
 // 04: metadata: count varint, then each a key (length byte, text) and a value (length varint,
-// bytes). Anything behind is ignored.
+// bytes) | with flag 08: attempt varint, from 2 upwards. Anything behind is ignored.
 #define FRAME_OPEN_FORWARDED 1U
 #define FRAME_OPEN_TRACE 2U
 #define FRAME_OPEN_METADATA 4U
+#define FRAME_OPEN_ATTEMPT 8U
 struct frame_open {
     unsigned flags;
     uint32_t slot; // 0 = no token
     uint64_t deadline_ms;
     char method[FRAME_METHOD_MAX + 1], route[FRAME_ROUTE_MAX + 1], key[FRAME_KEY_MAX + 1];
+    unsigned attempt; // 1: the first
     struct rpc_trace trace;  // zeros when none
     const uint8_t *metadata; // borrowed: entries for frame_metadata_next()
     size_t n_metadata_bytes;
@@ -80,6 +82,7 @@ struct frame_call { // what an OPEN says; strings may be NULL
     const struct rpc_trace *trace; // or NULL
     const struct rpc_metadata *metadata;
     size_t n_metadata;
+    unsigned attempt; // up to 1: not said
 };
 void frame_put_open(struct buf *b, uint32_t id, const struct frame_call *c);
 bool frame_open(const struct frame *f, struct frame_open *ret) MUST_CHECK;

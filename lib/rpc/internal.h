@@ -44,12 +44,24 @@ enum status token_verify(struct token_cache *tc, struct token *t, struct err *er
 
 // ---------------------------------------------------------------- server
 
+struct histogram {
+    _Atomic uint64_t counts[RPC_HISTOGRAM_BUCKETS], sum_us;
+};
+struct method_metrics { // relaxed; calls in flight = started - released
+    _Atomic uint64_t started, released, shed, bytes_in, bytes_out, by_status[RPC_N_STATUS];
+    struct histogram queue, handling;
+};
 struct method_entry {
     struct method_entry *next;
     const struct rpc_method *m;
     rpc_thunk thunk;       // NULL: known to the router only
     void (*handler)(void); // NULL: UNIMPLEMENTED
     void *self;
+    const char *service; // its name is n_service long
+    size_t n_service;
+    unsigned max_concurrent;
+    int64_t max_queue_us;
+    struct method_metrics metrics;
 };
 #define N_METHOD_BUCKETS 256
 #define N_CONN_BUCKETS 1024
@@ -61,6 +73,7 @@ struct listener {
     struct transport *transport;
     bool is_public; // clients, or newcomers: limits of a client link
     unsigned links; // which kind of handshake: bits 1U << enum chan_link
+    char url[RPC_URL_SIZE]; // the real address; server's lock
 };
 
 struct rpc_server {
@@ -82,7 +95,13 @@ struct rpc_server {
     struct work_pool *io;
     struct clock *clock;
     struct list late_calls; // whose on_writable waits for room in the pool; each a reference
-    unsigned n_live;        // rpc_call objects
+    atomic_uint n_live;     // rpc_call objects
+    struct rpc_interceptor interceptors[RPC_INTERCEPTORS_MAX];
+    unsigned n_interceptors;
+    uint64_t trace_seed[3]; // of the ids of traces and spans that begin here
+    _Atomic uint64_t n_spans;
+    _Atomic int64_t log_second; // failures that were logged in it
+    atomic_uint n_logged;
     struct rpc_server_stats stats;
 };
 extern const struct conn_owner server_conn_owner;
@@ -98,20 +117,35 @@ unsigned server_max_calls(const struct rpc_server *s, const struct conn *c);
 // ---------------------------------------------------------------- call.c
 
 struct proxy;
+struct call_details;
 struct rpc_call {
     struct flow flow;
     atomic_uint refs;
     struct rpc_server *server;
-    const struct method_entry *entry;
+    struct method_entry *entry;
     struct token *token; // or NULL
     bool forwarded, authorised;
-    char route[FRAME_ROUTE_MAX + 1], key[FRAME_KEY_MAX + 1];
+    const char *route, *key;       // in data
+    struct rpc_metadata *metadata; // in data
+    size_t n_metadata;
+    unsigned attempt;
+    struct rpc_trace trace; // the caller's, with a span of our own
+    uint8_t parent_span[8]; // the caller's; zeros when the trace begins here
     struct cancel *cancel; // made when asked for; conn's lock
     struct arena *arena;
     ProtobufCMessage *req, *read_msg;
     int64_t retry_after_ms, deadline_us;
+    _Atomic int64_t limit_us;     // deadline_us, or sooner: rpc_call_limit()
+    struct call_details *details; // in the arena; NULL until some are said
+    const char *reason;           // of a refusal by lib/rpc itself
     atomic_bool deferred;
     bool finished;
+    // chain.c
+    int64_t born_us;            // of its OPEN
+    _Atomic int64_t arrived_us; // its request was complete; 0: not yet
+    _Atomic int64_t started_us; // its handler began; 0: not yet
+    unsigned n_ahead;           // calls of its method in flight when it arrived
+    unsigned n_before;          // interceptors that let it pass
     // on_writable; conn's lock
     void (*writable)(void *ud);
     void *writable_ud;
@@ -119,6 +153,7 @@ struct rpc_call {
     struct list late; // server's late_calls
     pthread_t writable_thread;
     struct proxy *proxy; // set for forwarded calls from the start
+    _Alignas(struct rpc_metadata) char data[];
 };
 // A peer opened a call: under conn's lock, from server_conn_owner.
 void call_open(struct rpc_server *s, struct conn *c, uint32_t id, const struct frame_open *o);
@@ -127,9 +162,32 @@ enum status call_authorise(struct rpc_call *c, struct err *err) MUST_CHECK;
 // Ends the call towards its caller; with a status other than OK there is no reply.
 void call_answer(struct rpc_call *c, enum status s, const ProtobufCMessage *reply,
                  const struct err *err);
+// The call's end: connection locked, unlocked on return. st and its details are borrowed.
+void call_finish_locked(struct rpc_call *c, const struct frame_status *st);
 void call_submit_writable(struct rpc_call *c); // consumes a reference
 struct rpc_call *call_ref(struct rpc_call *c);
 void call_unref(struct rpc_call *c);
+
+// ---------------------------------------------------------------- chain.c: around every handler
+
+// On the I/O strand, once the request is complete (streams: from OPEN on).
+enum status chain_arrived(struct rpc_call *c, struct err *err) MUST_CHECK;
+void chain_forwarded(struct rpc_call *c); // instead, and before, for calls that are passed on
+// On the handler's thread, which may block unless is_inline.
+enum status chain_before(struct rpc_call *c, bool is_inline, struct err *err) MUST_CHECK;
+void chain_shed(struct rpc_call *c, int64_t retry_after_ms); // it is refused as OVERLOADED
+// The connection is locked, and the status about to leave: counts it, makes room for another.
+void chain_end(struct rpc_call *c, enum status s, struct rpc_timings *ret);
+// Once the status is on its way.
+void chain_after(struct rpc_call *c, const struct frame_status *st, const struct rpc_timings *t);
+
+// ---------------------------------------------------------------- context.c
+
+// Trace of a call that was just made: of what its OPEN said.
+void call_set_trace(struct rpc_call *c, const struct rpc_trace *from);
+struct call_spec;
+// What a call made by the current one has from it.
+void call_spec_inherit(struct call_spec *spec);
 
 // ---------------------------------------------------------------- proxy.c
 struct proxy *proxy_new(struct rpc_call *c) MUST_CHECK;
@@ -325,6 +383,7 @@ struct call_spec { // what every attempt needs; strings borrowed
     const struct rpc_trace *trace;       // borrowed until the attempt has begun; NULL: none
     const struct rpc_metadata *metadata; // the same
     size_t n_metadata;
+    unsigned attempt;         // forwarded: the caller's, if that is not its first
     struct cancel *cancel[2]; // or NULL: the caller's, and that of the call whose handler runs here
     bool fail_fast;
     const void *req; // packed, or NULL for streams without one

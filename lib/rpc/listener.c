@@ -366,7 +366,13 @@ static enum status listen_for(struct rpc_server *s, const char *url, enum chan_l
         .ops = transport_for(s->o.transport, url),
         .is_public = link != CHAN_LINK_SERVICE,
         .links = 1U << link};
-    st = l->ops->listen(url, &listener_events, l, ret_url, RPC_URL_SIZE, &l->transport, err);
+    char real[RPC_URL_SIZE];
+    st = l->ops->listen(url, &listener_events, l, real, sizeof real, &l->transport, err);
+    if (st == STATUS_OK && ret_url)
+        str_copy(ret_url, RPC_URL_SIZE, real);
+    pthread_mutex_lock(&s->lock); // peers may be here already, and be looked at
+    str_copy(l->url, sizeof l->url, st == STATUS_OK ? real : "");
+    pthread_mutex_unlock(&s->lock);
     if (st == STATUS_OK)
         s->n_listeners++;
     return st;

@@ -111,11 +111,8 @@ static void answer(struct proxy *p, const struct frame_status *st)
     attempt_unref(up);
     if (!first)
         return;
-    struct conn *conn = p->call->flow.conn;
-    conn_lock(conn);
-    p->call->finished = true;
-    flow_finish(&p->call->flow, st);
-    conn_unlock(conn);
+    conn_lock(p->call->flow.conn);
+    call_finish_locked(p->call, st);
 }
 
 static void move_once(struct proxy *p, struct attempt *s, int where)
@@ -225,7 +222,11 @@ static bool start_up(struct rpc_call *c, struct rpc_client *cl)
                              .route = c->route,
                              .key = c->key,
                              .deadline_us = c->deadline_us,
-                             .forwarded = true};
+                             .forwarded = true,
+                             .trace = &c->trace,
+                             .metadata = c->metadata,
+                             .n_metadata = c->n_metadata,
+                             .attempt = c->attempt};
     struct attempt *s = attempt_new(cl, &spec);
     if (!s)
         return false;
@@ -277,6 +278,7 @@ void proxy_start(struct rpc_call *c)
     struct rpc_server *s = c->server;
     struct proxy *p = c->proxy;
     struct err err = ERR_INIT;
+    chain_forwarded(c);
     enum status st = s->route(s->route_ud, c->entry->m, c->route, &p->client, &err);
     if (st == STATUS_OK && !p->client)
         st = err_set(&err, STATUS_UNAVAILABLE, "no service is known for this call");

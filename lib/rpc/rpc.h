@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <protobuf-c/protobuf-c.h>
 
@@ -50,9 +51,11 @@ struct rpc_method {
     uint32_t max_attempts, initial_backoff_ms, max_backoff_ms;
     uint32_t
         hedge_after_ms; // idempotent unary methods: ask a second endpoint after so long; 0 = no
-    uint32_t max_concurrent; // calls at once on one server, more are shed; 0 = no limit
-    uint32_t max_queue_ms;   // shed when handlers start later than that after OPEN; 0 = no limit
+    uint32_t max_concurrent; // calls at once on one server, more are shed; 0 = RPC_MAX_CONCURRENT
+    uint32_t max_queue_ms;   // shed what waits longer for a thread; 0 = RPC_MAX_QUEUE_MS
 };
+#define RPC_MAX_CONCURRENT 4096 // of methods that say nothing else
+#define RPC_MAX_QUEUE_MS 10000
 struct rpc_service {
     const char *name; // "cauce.session.v1.Session"
     const struct rpc_method *methods;
@@ -80,6 +83,18 @@ struct rpc_trace {
     uint8_t trace_id[16], span_id[8];
     uint8_t flags; // bit 0: sampled
 };
+static inline bool rpc_trace_is_set(const struct rpc_trace *t) // NULL is not
+{
+    static const uint8_t none[16];
+    return t && memcmp(t->trace_id, none, sizeof none) != 0;
+}
+void rpc_trace_new(struct rpc_trace *ret); // one that begins here, sampled
+// The value of a traceparent header: "00-<32 hex>-<16 hex>-<2 hex>" (W3C Trace Context 3.2). Parse
+// also accepts later versions and refuses ids of zeros; *ret changes on success only. dst is
+// terminated.
+#define RPC_TRACEPARENT_SIZE 56
+bool rpc_trace_parse(const char *s, struct rpc_trace *ret) MUST_CHECK;
+void rpc_trace_format(char dst[RPC_TRACEPARENT_SIZE], const struct rpc_trace *t);
 
 // A header of a call: key of [a-z0-9_.-], value any bytes.
 struct rpc_metadata {
@@ -111,11 +126,10 @@ struct rpc_details {
 };
 void rpc_details_done(struct rpc_details *d);
 // Reasons that lib/rpc itself gives.
-#define RPC_REASON_NOT_STARTED                                                                     \
-    "NOT_STARTED" // UNAVAILABLE: no handler saw the call, repeat it freely
-#define RPC_REASON_METHOD_BUSY "METHOD_BUSY" // RESOURCE_EXHAUSTED: max_concurrent
-#define RPC_REASON_QUEUE_TOO_LONG                                                                  \
-    "QUEUE_TOO_LONG" // RESOURCE_EXHAUSTED: max_queue_ms, or a full queue
+#define RPC_REASON_NOT_STARTED "NOT_STARTED" // UNAVAILABLE: no handler saw it, repeat it freely
+// UNAVAILABLE: no handler saw it, because too much is going on (max_concurrent, max_queue_ms, a
+// full queue); may be repeated whatever the method, elsewhere or after retry_after_ms.
+#define RPC_REASON_OVERLOADED "OVERLOADED"
 
 // ---------------------------------------------------------------- server
 
@@ -189,6 +203,30 @@ enum status rpc_server_add(struct rpc_server *s, const struct rpc_service *svc,
                            const rpc_thunk *thunks, void (*const *handlers)(void), void *self,
                            struct err *err) MUST_CHECK;
 
+// What is done around every handler served here. Ours come first: metrics, authorisation, limits
+// (max_concurrent, max_queue_ms), deadline; then these, in the order they were added.
+struct rpc_timings {
+    int64_t queue_us;             // from the complete request to the handler's start
+    int64_t handling_us;          // from there to the call's end
+    uint64_t bytes_in, bytes_out; // of messages
+};
+struct rpc_interceptor {
+    const char *name; // static
+    void *ud;
+    // Where the handler runs, just before it: may block unless the method is inline. A status other
+    // than OK ends the call with it, and neither the handler nor a later interceptor sees it. May
+    // be NULL.
+    enum status (*before)(void *ud, struct rpc_call *c, struct err *err);
+    // Once the status is on its way, the last interceptor first; for each whose before() let the
+    // call pass. On whichever thread ended the call; must not block. May be NULL.
+    void (*after)(void *ud, struct rpc_call *c, enum status s, const struct rpc_timings *t);
+};
+#define RPC_INTERCEPTORS_MAX 8
+// i       copied
+// errors  FAILED_PRECONDITION: it listens already; RESOURCE_EXHAUSTED: RPC_INTERCEPTORS_MAX
+enum status rpc_server_intercept(struct rpc_server *s, const struct rpc_interceptor *i,
+                                 struct err *err) MUST_CHECK;
+
 // Forwarding: asked for every method that is not served here and that clients may call; names the
 // client to send it on with. ret_client borrowed until the call ends. `route` is the OPEN's route,
 // "" when none. The forwarded call carries the user's token, what is left of the deadline, and a
@@ -219,6 +257,76 @@ struct rpc_server_stats {
 };
 void rpc_server_get_stats(struct rpc_server *s, struct rpc_server_stats *ret);
 
+// ---- what a server is doing: for those who watch it ----
+// Each calls fn on this thread with no lock held; infos are valid during fn only. Any thread, until
+// rpc_server_free(). When memory is short, some are left out.
+enum rpc_conn_state {
+    RPC_CONN_HALF_OPEN, // its handshake is not over
+    RPC_CONN_READY,
+    RPC_CONN_DRAINING, // takes no new calls; those in flight go on
+};
+struct rpc_conn_info {            // a connection that was accepted
+    char peer[CHAN_NODE_ID_SIZE]; // node id; "" for clients
+    unsigned peer_role;           // ROLE_NODE_ bit; 0 for clients
+    char remote[48];              // the peer's network address; "" when it is this machine
+    char url[RPC_URL_SIZE];       // of the listener it came through
+    enum rpc_conn_state state;
+    int64_t age_ms, rtt_us; // rtt: smoothed time to an acknowledgement; 0 = not known yet
+    unsigned calls_open;
+    uint64_t bytes_in, bytes_out, records_in, records_out;
+};
+void rpc_server_conns_each(struct rpc_server *s,
+                           void (*fn)(void *ud, const struct rpc_conn_info *info), void *ud);
+
+enum rpc_call_state {
+    RPC_CALL_QUEUED,             // its handler has not begun
+    RPC_CALL_RUNNING,            // unary
+    RPC_CALL_STREAMING,          // the same, of a stream
+    RPC_CALL_WAITING_FOR_CREDIT, // messages wait until the peer takes some
+};
+struct rpc_call_info { // a call that is open
+    const struct rpc_method *method;
+    char user[37];                // id; "" when no token was given, or not verified yet
+    char peer[CHAN_NODE_ID_SIZE]; // as in rpc_conn_info
+    unsigned peer_role;
+    char remote[48];
+    bool is_forwarded; // this server passes it on; else it runs here
+    enum rpc_call_state state;
+    int64_t age_ms, deadline_ms;  // deadline: left; -1 = none
+    uint64_t bytes_in, bytes_out; // of messages
+    struct rpc_trace trace;
+};
+void rpc_server_calls_each(struct rpc_server *s,
+                           void (*fn)(void *ud, const struct rpc_call_info *info), void *ud);
+
+// Buckets double: bucket i holds what took at most rpc_histogram_bound_us(i), the last all else.
+#define RPC_HISTOGRAM_BUCKETS 22
+static inline int64_t rpc_histogram_bound_us(unsigned bucket) // TIME_NEVER for the last
+{
+    return bucket < RPC_HISTOGRAM_BUCKETS - 1 ? INT64_C(16) << bucket : INT64_MAX;
+}
+struct rpc_histogram {
+    uint64_t counts[RPC_HISTOGRAM_BUCKETS]; // each its own, not cumulative
+    uint64_t sum_us;
+};
+#define RPC_N_STATUS 17
+struct rpc_method_stats { // since the server began; each number is right, together a moment apart
+    const struct rpc_method *method;
+    const char *service; // its name's length is n_service: "cauce.node.v1.Node"
+    size_t n_service;
+    bool is_forwarded;  // passed on; limits are those of the server that gets it
+    unsigned in_flight;
+    uint64_t n_started; // came, whole, and were let in or not
+    uint64_t n_shed;    // of them: refused as OVERLOADED
+    uint64_t by_status[RPC_N_STATUS];
+    uint64_t bytes_in, bytes_out;  // of messages
+    struct rpc_histogram queue;    // from the complete request to the handler
+    struct rpc_histogram handling; // from there to the status
+};
+// Every method that has a handler here, or is forwarded.
+void rpc_server_methods_each(struct rpc_server *s,
+                             void (*fn)(void *ud, const struct rpc_method_stats *m), void *ud);
+
 // ---- inside a handler ----
 void *rpc_call_self(struct rpc_call *c); // what was given to x_serve()
 struct arena *
@@ -234,7 +342,34 @@ rpc_call_peer(const struct rpc_call *c); // node role and id, or an anonymous cl
 const char *rpc_call_idempotency_key(const struct rpc_call *c); // "" when none
 const char *rpc_call_route(const struct rpc_call *c);
 bool rpc_call_is_forwarded(const struct rpc_call *c);
-void rpc_call_retry_after(struct rpc_call *c, int64_t ms); // goes with a status other than OK
+unsigned rpc_call_attempt(const struct rpc_call *c); // 1: the caller's first; 2: its first repeat
+// The caller's trace (a new one when it gave none) with a span of our own, which is the parent of
+// the calls made here. Valid while the call is.
+const struct rpc_trace *rpc_call_trace(const struct rpc_call *c);
+// What came beside the request; NULL when there is no such key. Valid while the call is.
+const struct rpc_metadata *rpc_call_metadata(const struct rpc_call *c, const char *key);
+const struct rpc_metadata *rpc_call_metadata_all(const struct rpc_call *c, size_t *ret_n);
+// The call whose handler, on_writable function or interceptor runs on this thread; NULL elsewhere.
+// Calls made meanwhile inherit its deadline, cancellation and trace (rpc_opts.detached: not), and
+// log lines name its trace.
+struct rpc_call *rpc_call_current(void);
+// Make c (or NULL) the current call of this thread, for work done elsewhere on behalf of a deferred
+// call, which must stay until then. Returns the one before, to be set again at the end.
+struct rpc_call *rpc_call_enter(struct rpc_call *c);
+
+// Why the call fails, for programs; goes with a status other than OK. On the handler's thread, or
+// on that which finishes a deferred call. What exceeds RPC_DETAILS_MAX_BYTES is left out.
+void rpc_call_retry_after(struct rpc_call *c, int64_t ms);
+void rpc_call_retryable(struct rpc_call *c);                // the same call may succeed later
+void rpc_call_reason(struct rpc_call *c, const char *word); // UPPER_SNAKE, stable, documented
+// A wrong field of the request. field: its path, "items[2].price.minor". Text: what it must be.
+void rpc_call_violation(struct rpc_call *c, const char *field, const char *fmt, ...)
+    PRINTF_LIKE(3, 4);
+// The same, and the error to return: INVALID_ARGUMENT "field: text".
+enum status rpc_call_bad_field(struct rpc_call *c, struct err *err, const char *field,
+                               const char *fmt, ...) PRINTF_LIKE(4, 5);
+// An entry of rpc_details.metadata; key and value copied.
+void rpc_call_trailer(struct rpc_call *c, const char *key, const void *value, size_t n);
 // End the call as its deadline would, at the sooner of its deadline and deadline_us: for handlers
 // that wait for a client which names no deadline, or a far one. Asking again replaces deadline_us.
 void rpc_call_limit(struct rpc_call *c, int64_t deadline_us);

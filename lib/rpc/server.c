@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/rand.h"
 #include "base/str.h"
 #include "base/time.h"
 #include "rpc/internal.h"
@@ -32,6 +33,17 @@ struct method_entry *server_method(struct rpc_server *s, const char *name)
     return e;
 }
 
+static void set_method(struct method_entry *e, const struct rpc_method *m)
+{
+    const char *dot = strrchr(m->name, '.');
+    unsigned queue_ms = m->max_queue_ms ? m->max_queue_ms : RPC_MAX_QUEUE_MS;
+    e->m = m;
+    e->service = m->name;
+    e->n_service = dot ? (size_t)(dot - m->name) : 0;
+    e->max_concurrent = m->max_concurrent ? m->max_concurrent : RPC_MAX_CONCURRENT;
+    e->max_queue_us = queue_ms * INT64_C(1000);
+}
+
 static enum status add_method(struct rpc_server *s, const struct rpc_method *m, rpc_thunk thunk,
                               void (*handler)(void), void *self, struct err *err)
 {
@@ -43,12 +55,12 @@ static enum status add_method(struct rpc_server *s, const struct rpc_method *m, 
         if (!e)
             return err_set(err, STATUS_RESOURCE_EXHAUSTED, "method %s: out of memory", m->name);
         struct method_entry **at = &s->methods[name_hash(m->name)];
-        e->m = m;
         e->next = *at;
         *at = e;
+        set_method(e, m);
     }
     if (thunk) {
-        e->m = m;
+        set_method(e, m);
         e->thunk = thunk;
         e->handler = handler;
         e->self = self;
@@ -68,6 +80,19 @@ enum status rpc_server_add(struct rpc_server *s, const struct rpc_service *svc,
         if (st != STATUS_OK)
             return st;
     }
+    return STATUS_OK;
+}
+
+enum status rpc_server_intercept(struct rpc_server *s, const struct rpc_interceptor *i,
+                                 struct err *err)
+{
+    if (s->is_listening)
+        return err_set(err, STATUS_FAILED_PRECONDITION,
+                       "interceptor %s: the server listens already", i->name);
+    if (s->n_interceptors == RPC_INTERCEPTORS_MAX)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "interceptor %s: more than %d", i->name,
+                       RPC_INTERCEPTORS_MAX);
+    s->interceptors[s->n_interceptors++] = *i;
     return STATUS_OK;
 }
 
@@ -162,6 +187,7 @@ struct rpc_server *rpc_server_new(const struct rpc_server_opts *o, struct err *e
     list_init(&s->conns);
     list_init(&s->late_calls);
     s->max_half_open = HALF_OPEN_MAX;
+    rand_bytes(s->trace_seed, sizeof s->trace_seed);
     s->tokens = token_cache_new(o->verify, o->verify_ud);
     s->local = chan_local_new(o->identity, o->trust);
     if (s->local)
@@ -217,6 +243,7 @@ static bool wait_for(struct rpc_server *s, bool (*pred)(struct rpc_server *), in
 
 static bool no_live_calls(struct rpc_server *s)
 {
+    // Under the lock: whoever ended the last one may still be inside server_call_gone().
     pthread_mutex_lock(&s->lock);
     bool none = s->n_live == 0;
     pthread_mutex_unlock(&s->lock);
@@ -281,7 +308,7 @@ void rpc_server_stop(struct rpc_server *s, int64_t grace_ms)
     }
     end_all(s, true);
     while (!wait_for(s, no_live_calls, time_deadline_in_ms(10000)))
-        log_warn(s->o.log, "rpc_stop_waits_for_handlers", F_I64("calls", s->n_live));
+        log_warn(s->o.log, "rpc_stop_waits_for_handlers", F_I64("calls", atomic_load(&s->n_live)));
     for (size_t i = 0; i < s->n_listeners; i++)
         s->listeners[i].ops->free(s->listeners[i].transport);
     work_pool_stop(s->io);
@@ -321,10 +348,22 @@ void rpc_server_free(struct rpc_server *s)
 
 void server_call_gone(struct rpc_server *s)
 {
+    if (!s->is_closing) { // nobody waits; and once it is counted, s may be gone
+        atomic_fetch_sub(&s->n_live, 1);
+        return;
+    }
     pthread_mutex_lock(&s->lock);
-    if (--s->n_live == 0)
+    if (atomic_fetch_sub(&s->n_live, 1) == 1)
         pthread_cond_broadcast(&s->cond);
     pthread_mutex_unlock(&s->lock);
+}
+
+static void add_method_stats(void *ud, const struct rpc_method_stats *m)
+{
+    struct rpc_server_stats *ret = ud;
+    ret->n_calls += m->n_started;
+    for (size_t i = STATUS_OK + 1; i < RPC_N_STATUS; i++)
+        ret->n_failed += m->by_status[i];
 }
 
 void rpc_server_get_stats(struct rpc_server *s, struct rpc_server_stats *ret)
@@ -351,6 +390,7 @@ void rpc_server_get_stats(struct rpc_server *s, struct rpc_server_stats *ret)
     *ret = s->stats;
     ret->conns_open = s->n_conns;
     pthread_mutex_unlock(&s->lock);
+    rpc_server_methods_each(s, add_method_stats, ret);
     ret->calls_open = open;
     ret->bytes_in += live.bytes_in;
     ret->bytes_out += live.bytes_out;

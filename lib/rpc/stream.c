@@ -89,7 +89,9 @@ static void tell(struct rpc_stream *s)
             void (*fn)(void *ud) = s->fn;
             void *ud = s->ud;
             pthread_mutex_unlock(&s->lock);
+            struct rpc_call *before = rpc_call_enter(NULL); // whose thread this is, is chance
             fn(ud);
+            rpc_call_enter(before);
             pthread_mutex_lock(&s->lock);
         }
         s->is_running = false;
@@ -170,6 +172,8 @@ static void on_waited(struct client_waiter *w)
     bool stop = s->is_cancelled;
     pthread_mutex_unlock(&s->lock);
     struct attempt *a = stop ? NULL : new_attempt(s, &again->spec);
+    if (a)
+        a->nth = again->plan.n_tried + 1;
     if (a && attempt_start_avoiding(a, &again->spec, again->avoid, false)) {
         reopened(s, a);
         attempt_unref(a);
