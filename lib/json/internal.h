@@ -25,6 +25,9 @@ static inline const ProtobufCMessageDescriptor *field_message(const ProtobufCFie
 // Size of one value in memory.
 size_t json_field_size(const ProtobufCFieldDescriptor *f);
 
+// An empty message in zeroed memory of d->sizeof_message bytes.
+void json_init_message(ProtobufCMessage *m, const ProtobufCMessageDescriptor *d);
+
 // "item_id" is "itemId" in JSON.
 bool json_put_name(struct buf *out, const char *proto_name);
 bool json_name_is(const char *proto_name, const char *json_name);

@@ -258,15 +258,11 @@ static bool print_key(struct printer *p, const struct entry *e)
 // An entry that says no message means an empty one.
 static bool print_absent(struct printer *p, const ProtobufCMessageDescriptor *d)
 {
-    switch (json_text_kind(d)) {
-    case JSON_TEXT_TIMESTAMP:
-        return buf_puts(p->out, "\"1970-01-01T00:00:00Z\"");
-    case JSON_TEXT_DURATION:
-        return buf_puts(p->out, "\"0s\"");
-    case JSON_TEXT_NONE:
-        break;
-    }
-    return buf_puts(p->out, "{}");
+    AUTO(mem_free_p) ProtobufCMessage *m = mem_alloc(d->sizeof_message);
+    if (!m)
+        return false;
+    json_init_message(m, d);
+    return print_message(p, m);
 }
 
 static bool print_entry(struct printer *p, const struct entry *e,

@@ -326,13 +326,19 @@ static void init_fields(ProtobufCMessage *m, const ProtobufCMessageDescriptor *d
                    sizeof(void *));
 }
 
+void json_init_message(ProtobufCMessage *m, const ProtobufCMessageDescriptor *d)
+{
+    if (d->message_init)
+        d->message_init(m);
+    else
+        init_fields(m, d);
+}
+
 static ProtobufCMessage *message_new(const ProtobufCMessageDescriptor *d, struct arena *a)
 {
     ProtobufCMessage *m = arena_alloc(a, d->sizeof_message);
-    if (m && d->message_init)
-        d->message_init(m);
-    else if (m)
-        init_fields(m, d);
+    if (m)
+        json_init_message(m, d);
     return m;
 }
 

@@ -88,8 +88,11 @@ static ProtobufCBinaryData random_bytes(struct random_source *r, struct arena *a
 static ProtobufCMessage *make(struct random_source *r, const ProtobufCMessageDescriptor *d,
                               struct arena *a, unsigned depth);
 
+// Now and then a number without a name, as a newer sender may use.
 static int random_enum(struct random_source *r, const ProtobufCEnumDescriptor *e)
 {
+    if (below(r, 8) == 0)
+        return (int)(int32_t)random_bits(r);
     return e->values[below(r, e->n_values)].value;
 }
 
@@ -224,6 +227,20 @@ static void put_timestamp(struct random_source *r, const ProtobufCMessageDescrip
     memcpy(m + d->fields[1].offset, &nanos[below(r, N_ELEMENTS(nanos))], sizeof(nanos[0]));
 }
 
+// Both parts of a duration have its sign.
+static void put_duration(struct random_source *r, const ProtobufCMessageDescriptor *d, char *m)
+{
+    static const int32_t nanos[] = {0, 1, 999999999, 500000000, 123000000, 123456000, 123456789};
+    int64_t seconds = below(r, 2) ? below(r, 3) : (int64_t)(random_next(r) % 315576000000ULL);
+    int32_t part = nanos[below(r, N_ELEMENTS(nanos))];
+    if (below(r, 2)) {
+        seconds = -seconds;
+        part = -part;
+    }
+    memcpy(m + d->fields[0].offset, &seconds, sizeof(seconds));
+    memcpy(m + d->fields[1].offset, &part, sizeof(part));
+}
+
 static ProtobufCMessage *make(struct random_source *r, const ProtobufCMessageDescriptor *d,
                               struct arena *a, unsigned depth)
 {
@@ -232,6 +249,8 @@ static ProtobufCMessage *make(struct random_source *r, const ProtobufCMessageDes
     protobuf_c_message_free_unpacked(empty, NULL);
     if (m && strcmp(d->name, "google.protobuf.Timestamp") == 0)
         put_timestamp(r, d, m);
+    else if (m && strcmp(d->name, "google.protobuf.Duration") == 0)
+        put_duration(r, d, m);
     else
         for (unsigned i = 0; m && i < d->n_fields; i++)
             put_field(r, &d->fields[i], m, a, depth);
