@@ -670,6 +670,63 @@ static void test_health_and_info_are_served(void **state)
     assert_int_equal(wait_end(&p), 0);
 }
 
+// What 'cauced keys' and operators do: another file in its place.
+static void edit_nodes(const char *after, const char *insert)
+{
+    AUTO(mem_free_p) char *text = read_text(in_folder("keys/nodes.ini"));
+    char *at = strstr(text, after);
+    FILE *f = fopen(in_folder("keys/nodes.ini.new"), "we");
+
+    assert_non_null(at);
+    assert_non_null(f);
+    at += strlen(after);
+    assert_true(fprintf(f, "%.*s%s%s", (int)(at - text), text, insert, at) > 0);
+    assert_int_equal(fclose(f), 0);
+    assert_int_equal(rename(in_folder("keys/nodes.ini.new"), in_folder("keys/nodes.ini")), 0);
+}
+
+// Ask until the reason is one that has this in it; "" for no reason.
+static void wait_reason(struct caller *c, const char *says)
+{
+    const Node__CheckRequest check = NODE__CHECK_REQUEST__INIT;
+    int64_t deadline = time_mono_ms() + PATIENCE_MS;
+    struct err err = ERR_INIT;
+
+    for (bool found = false; !found;) {
+        AUTO(rpc_message_free_p) Node__CheckReply *health = NULL;
+        assert_int_equal(node_health_check(c->client, NULL, &check, &health, &err), STATUS_OK);
+        assert_int_equal(health->status, NODE__SERVING__SERVING);
+        found = says[0] ? strstr(health->reason, says) != NULL : health->reason[0] == '\0';
+        if (!found && time_mono_ms() > deadline)
+            fail_msg("the reason is '%s'", health->reason);
+    }
+}
+
+static void test_broken_list_changes_nothing_and_health_says_so(void **state)
+{
+    (void)state;
+    struct caller c;
+
+    standard_keys();
+    struct process p = START(NULL, "origin:video-1", keys_word(), ready_word());
+    caller_init(&c);
+    wait_reason(&c, "");
+    AUTO(mem_free_p) char *good = read_text(in_folder("keys/nodes.ini"));
+    edit_nodes("[operator]\n", "colour = blue\n");
+    kill(p.pid, SIGHUP);
+    wait_reason(&c, "colour");
+    FILE *f = fopen(in_folder("keys/nodes.ini"), "we");
+    assert_non_null(f);
+    assert_true(fputs(good, f) >= 0);
+    assert_int_equal(fclose(f), 0);
+    wait_reason(&c, ""); // seen without a signal
+    caller_done(&c);
+    kill(p.pid, SIGTERM);
+    assert_int_equal(wait_end(&p), 0);
+    assert_says("keys_not_reloaded");
+    assert_says("keys_reloaded");
+}
+
 struct answer {
     sem_t done;
     enum status status;
@@ -712,6 +769,54 @@ static void test_call_under_way_is_answered_before_the_end(void **state)
     sem_destroy(&a.done);
 }
 
+static void wait_answer(struct answer *a)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += PATIENCE_MS / 1000;
+    while (sem_timedwait(&a->done, &until) != 0)
+        assert_int_equal(errno, EINTR);
+}
+
+static void test_revoked_node_loses_its_calls_and_is_not_let_in_again(void **state)
+{
+    (void)state;
+    struct caller c;
+    struct answer a = {.status = STATUS_UNKNOWN};
+    struct err err = ERR_INIT;
+    const Node__ClusterRequest req = NODE__CLUSTER_REQUEST__INIT;
+    const Node__CheckRequest check = NODE__CHECK_REQUEST__INIT;
+    AUTO(rpc_message_free_p) Node__CheckReply *health = NULL;
+
+    standard_keys();
+    sem_init(&a.done, 0, 0);
+    struct process p = START(NULL, "origin:video-1", keys_word(), ready_word());
+    caller_init(&c);
+    struct rpc_opts o = {
+        .token = c.token, .deadline_us = time_deadline_in_ms(4 * PATIENCE_MS), .max_attempts = 1};
+    node_node_cluster_async(c.client, &o, &req, take_answer, &a);
+    assert_int_equal(node_health_check(c.client, NULL, &check, &health, &err), STATUS_OK);
+    edit_nodes("[operator]\n", "revoked = session-1\n");
+    wait_answer(&a);
+    assert_true(a.status == STATUS_PERMISSION_DENIED || a.status == STATUS_UNAVAILABLE);
+    rpc_message_free(TAKE(health));
+    o = (struct rpc_opts){.deadline_us = time_deadline_in_ms(1500), .max_attempts = 1};
+    assert_int_not_equal(node_health_check(c.client, &o, &check, &health, &err), STATUS_OK);
+    caller_done(&c);
+    kill(p.pid, SIGTERM);
+    assert_int_equal(wait_end(&p), 0);
+    // Nor after a restart: it is in the file.
+    p = START(NULL, "origin:video-1", keys_word(), ready_word());
+    caller_init(&c);
+    o.deadline_us = time_deadline_in_ms(1000);
+    assert_int_not_equal(node_health_check(c.client, &o, &check, &health, &err), STATUS_OK);
+    caller_done(&c);
+    kill(p.pid, SIGTERM);
+    assert_int_equal(wait_end(&p), 0);
+    sem_destroy(&a.done);
+}
+
 static int start(void **state)
 {
     (void)state;
@@ -748,6 +853,8 @@ int main(int argc, char **argv)
         IN_FOLDER(test_missing_or_foreign_keys_are_named),
         IN_FOLDER(test_health_and_info_are_served),
         IN_FOLDER(test_call_under_way_is_answered_before_the_end),
+        IN_FOLDER(test_broken_list_changes_nothing_and_health_says_so),
+        IN_FOLDER(test_revoked_node_loses_its_calls_and_is_not_let_in_again),
     };
 
     if (argc > 1)

@@ -371,6 +371,11 @@ unsigned chan_generation(const struct chan *c)
     return c->generation;
 }
 
+bool chan_is_with(const struct chan *c, const uint8_t responder_key[32])
+{
+    return memcmp(c->responder_key, responder_key, sizeof(c->responder_key)) == 0;
+}
+
 unsigned chan_n_renewed(const struct chan *c)
 {
     return c->n_renewed;

@@ -73,11 +73,14 @@ struct chan_local *chan_local_ref(struct chan_local *l);
 void chan_local_unref(struct chan_local *l);
 DEFINE_AUTO(struct chan_local, chan_local_unref)
 // From the next handshake on. id is what we show as initiator. other, or NULL, is a second one that
-// initiators may ask for: the mac1 of their first message tells which (key rotation).
+// initiators may ask for: the mac1 of their first message tells which (key rotation). What is set
+// already is no change.
 void chan_local_set_identity(struct chan_local *l, const struct chan_identity *id,
                              const struct chan_identity *other);
 // Counts the changes of our identity: an initiator whose sessions are older makes them anew.
 unsigned chan_local_generation(const struct chan_local *l);
+// Would a peer that showed this grant when its session began be let in now?
+bool chan_local_trusts(struct chan_local *l, const struct chan_grant *g);
 // Responder: enrolment is open to who knows a secret of fn's.
 void chan_local_set_join(struct chan_local *l, chan_join_fn fn, void *ud);
 
@@ -144,6 +147,8 @@ enum status chan_renew(struct chan *c, const uint8_t responder_key[32], struct b
                        struct err *err) MUST_CHECK;
 bool chan_is_renewing(const struct chan *c);
 unsigned chan_generation(const struct chan *c); // chan_local_generation() of its last handshake
+// Initiator: is that the responder's key in the last handshake, or in the one under way?
+bool chan_is_with(const struct chan *c, const uint8_t responder_key[32]);
 unsigned chan_n_renewed(const struct chan *c);  // handshakes completed after the first
 
 // Why a connection was refused, for our own counters: the peer never learns it.

@@ -72,10 +72,27 @@ void chan_local_unref(struct chan_local *l)
     mem_free(l);
 }
 
+static bool is_same_identity(const struct chan_identity *a, const struct chan_identity *b)
+{
+    return crypto_equal(a->secret, b->secret, sizeof(a->secret)) && a->grant_len == b->grant_len &&
+           memcmp(a->grant, b->grant, a->grant_len) == 0;
+}
+
+static bool is_same(const struct chan_local *l, const struct chan_identity *id,
+                    const struct chan_identity *other)
+{
+    return l->n_ids == (other ? 2U : 1U) && is_same_identity(&l->ids[0], id) &&
+           (!other || is_same_identity(&l->ids[1], other));
+}
+
 void chan_local_set_identity(struct chan_local *l, const struct chan_identity *id,
                              const struct chan_identity *other)
 {
     pthread_mutex_lock(&l->lock);
+    if (is_same(l, id, other)) {
+        pthread_mutex_unlock(&l->lock);
+        return;
+    }
     crypto_wipe(l->ids, sizeof(l->ids));
     set_identity(l, 0, id);
     if (other)
@@ -198,6 +215,22 @@ static void remember(struct chan_local *l, const uint8_t hash[32], const struct 
     pthread_mutex_unlock(&l->lock);
 }
 
+static bool is_revoked(const struct chan_trust *trust, const struct chan_grant *g)
+{
+    return g->serial < trust->serial_floor ||
+           (trust->is_revoked && trust->is_revoked(trust->ud, g));
+}
+
+bool chan_local_trusts(struct chan_local *l, const struct chan_grant *g)
+{
+    int64_t now_s = time_wall_ms() / 1000;
+
+    pthread_mutex_lock(&l->lock);
+    struct chan_trust trust = l->trust;
+    pthread_mutex_unlock(&l->lock);
+    return now_s >= g->not_before_s && now_s <= g->not_after_s && !is_revoked(&trust, g);
+}
+
 enum chan_refusal chan_local_judge(struct chan_local *l, const void *grant, size_t n, bool keep,
                                    struct chan_grant *ret, struct err *err)
 {
@@ -217,7 +250,7 @@ enum chan_refusal chan_local_judge(struct chan_local *l, const void *grant, size
                       now_s < ret->not_before_s ? "not valid yet" : "expired");
         return CHAN_BAD_GRANT;
     }
-    if (ret->serial < trust.serial_floor || (trust.is_revoked && trust.is_revoked(trust.ud, ret))) {
+    if (is_revoked(&trust, ret)) {
         (void)err_set(err, STATUS_UNAUTHENTICATED, "the grant of %s is revoked", ret->node_id);
         return CHAN_REVOKED;
     }

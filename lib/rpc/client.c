@@ -9,6 +9,7 @@
 #include "rpc/internal.h"
 
 #define DEFAULT_CONNECT_MS 5000
+#define DEFAULT_RENEW_MS 3600000
 #define DRAIN_LOOK_US 50000
 #define GOODBYE_US 100000
 
@@ -290,7 +291,7 @@ static void client_release(struct rpc_client *cl)
         link_free(list_entry(it, struct link, all));
     clock_free(cl->clock);
     work_pool_free(cl->own_pool);
-    explicit_bzero(&cl->identity, sizeof cl->identity);
+    chan_local_unref(cl->local);
     endpoints_free(cl);
     pthread_cond_destroy(&cl->cond);
     pthread_mutex_destroy(&cl->lock);
@@ -325,14 +326,12 @@ struct rpc_client *rpc_client_new(const struct rpc_client_opts *o, struct err *e
         cl->o.connect_timeout_ms = DEFAULT_CONNECT_MS;
     if (cl->o.ping_after_ms == 0)
         cl->o.ping_after_ms = DEFAULT_PING_MS;
-    if (o->identity) {
-        cl->identity = *o->identity;
-        cl->o.identity = &cl->identity;
-    }
-    if (o->trust) {
-        cl->trust = *o->trust;
-        cl->o.trust = &cl->trust;
-    }
+    if (cl->o.renew_after_ms == 0)
+        cl->o.renew_after_ms = DEFAULT_RENEW_MS;
+    cl->as_service = o->identity != NULL;
+    cl->local = chan_local_new(o->identity, o->trust);
+    cl->o.identity = NULL;
+    cl->o.trust = NULL;
     pthread_mutex_init(&cl->lock, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
@@ -352,7 +351,8 @@ struct rpc_client *rpc_client_new(const struct rpc_client_opts *o, struct err *e
     cl->o.name = NULL;
     if (o->name)
         str_copy(cl->name, sizeof cl->name, o->name);
-    enum status s = endpoints_set(cl, o->endpoints, o->n_endpoints, err);
+    enum status s = cl->local ? endpoints_set(cl, o->endpoints, o->n_endpoints, err)
+                              : err_set(err, STATUS_RESOURCE_EXHAUSTED, "client: out of memory");
     cl->o.endpoints = NULL;
     cl->clock = s == STATUS_OK ? clock_new(on_tick, cl) : NULL;
     if (s == STATUS_OK && !cl->clock)

@@ -98,14 +98,27 @@ enum rpc_channel_state endpoint_state(const struct endpoint *e)
 
 // ---------------------------------------------------------------- the set
 
+static bool has_key(const struct endpoint *e, const uint8_t key[32])
+{
+    return memcmp(e->key, key, sizeof e->key) == 0 ||
+           (e->has_next_key && memcmp(e->next_key, key, sizeof e->next_key) == 0);
+}
+
 static struct endpoint *find(const struct rpc_client *c, const struct rpc_endpoint *want)
 {
     for (size_t i = 0; i < c->n_endpoints; i++) {
         struct endpoint *e = c->endpoints[i];
-        if (str_eq(e->url, want->url) && memcmp(e->key, want->key, sizeof e->key) == 0)
+        if (str_eq(e->url, want->url) && has_key(e, want->key))
             return e;
     }
     return NULL;
+}
+
+static void take_keys(struct endpoint *e, const struct rpc_endpoint *from)
+{
+    memcpy(e->key, from->key, sizeof e->key);
+    memcpy(e->next_key, from->next_key, sizeof e->next_key);
+    e->has_next_key = from->has_next_key;
 }
 
 static struct endpoint *endpoint_new(const struct rpc_endpoint *from)
@@ -114,7 +127,7 @@ static struct endpoint *endpoint_new(const struct rpc_endpoint *from)
     if (!e)
         return NULL;
     str_copy(e->url, sizeof e->url, from->url);
-    memcpy(e->key, from->key, sizeof e->key);
+    take_keys(e, from);
     list_init(&e->all);
     return e;
 }
@@ -193,6 +206,11 @@ enum status endpoints_set(struct rpc_client *c, const struct rpc_endpoint *want,
     struct endpoint **ready = mem_array(c->n_endpoints + n + 1, sizeof(struct endpoint *));
     size_t n_kept = 0, n_all = 0;
     if (list && ready && gather(c, want, n, list, &n_kept, &n_all)) {
+        for (size_t i = 0; i < n; i++) {
+            struct endpoint *e = find(c, &want[i]);
+            if (e)
+                take_keys(e, &want[i]);
+        }
         take_over(c, list, n_kept, n_all, ready);
         return STATUS_OK;
     }

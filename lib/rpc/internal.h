@@ -271,6 +271,9 @@ struct link { // a socket and dialer for one endpoint, and the connection it has
     struct conn *conn;
     uint32_t new_pipe;
     bool lost;         // conn's pipe is gone
+    bool try_next_key; // at the next handshake; its last one failed with the other key. Client's lock
+    unsigned n_checks; // client's, when the server's grant was asked about last; clock thread
+    int64_t renewed_us, renew_us; // last handshake began; the next one is due. Clock thread
     struct conn *live; // conn while it may be used; client's lock
     bool draining;     // client's lock: no new calls; freed when empty
 };
@@ -282,10 +285,16 @@ struct conn *link_conn(struct link *l);                           // referenced,
 void link_tick(struct link *l, int64_t now_us, int64_t *next_us); // clock thread only
 void link_forget_live(struct link *l, struct conn *c);            // client's lock
 
+// ---- grants.c ----
+void link_renewed(struct link *l, int64_t now_us); // its session has keys as new as that
+// Renews the session when that is due, ends it when the server's grant has ended. Clock thread.
+void link_look_after_session(struct link *l, int64_t now_us, int64_t *next_us);
+
 // ---- endpoint.c: everything needs the client's lock unless it says otherwise ----
 struct endpoint {
     char url[RPC_URL_SIZE];
-    uint8_t key[32];
+    uint8_t key[32], next_key[32]; // may change; client's lock
+    bool has_next_key;
     struct list all;      // client's, removed ones included
     bool removed;         // by rpc_client_set_endpoints(); freed once nothing uses it
     unsigned n_links;     // that name it
@@ -325,8 +334,9 @@ enum status endpoints_explain(const struct rpc_client *c, int64_t now_us, struct
 struct rpc_client {
     struct rpc_client_opts o;
     char name[64];
-    struct chan_identity identity;
-    struct chan_trust trust;
+    struct chan_local *local; // who we are in handshakes
+    bool as_service;
+    atomic_uint n_checks;   // times that servers' grants were to be asked about
     struct list registered; // in the process' list of clients
     pthread_mutex_t lock;   // taken inside a connection's lock, never around it
     pthread_cond_t cond;

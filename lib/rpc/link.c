@@ -101,6 +101,7 @@ static void owner_dead(struct conn *c)
     pthread_mutex_lock(&cl->lock);
     link_forget_live(l, c);
     endpoint_lost(cl, l, c->why);
+    l->try_next_key = !c->confirmed && !l->try_next_key;
     l->endpoint->bytes_in += c->bytes_in;
     l->endpoint->bytes_out += c->bytes_out;
     cl->stats.bytes_in += c->bytes_in;
@@ -256,21 +257,31 @@ static void link_drop_conn(struct link *l)
     conn_unref(c);
 }
 
+static void choose_key(struct link *l, uint8_t key[32])
+{
+    struct endpoint *e = l->endpoint;
+    pthread_mutex_lock(&l->client->lock);
+    memcpy(key, l->try_next_key && e->has_next_key ? e->next_key : e->key, 32);
+    pthread_mutex_unlock(&l->client->lock);
+}
+
 static void link_new_conn(struct link *l, uint32_t pipe)
 {
     struct rpc_client *cl = l->client;
     struct err err = ERR_INIT;
-    bool as_service = cl->o.identity != NULL;
-    struct chan *chan = chan_new_initiator(as_service ? CHAN_LINK_SERVICE : CHAN_LINK_CLIENT,
-                                           l->endpoint->key, cl->o.identity, cl->o.trust, &err);
+    uint8_t key[32];
+    choose_key(l, key);
+    struct chan *chan = chan_dial(cl->local, cl->as_service ? CHAN_LINK_SERVICE : CHAN_LINK_CLIENT,
+                                  key, NULL, &err);
+    link_renewed(l, time_mono_us());
     struct conn_opts o = {.ops = l->ops,
                           .t = l->transport,
                           .pipe = pipe,
                           .chan = chan,
                           .owner = &client_conn_owner,
                           .ud = l,
-                          .is_client_link = !as_service,
-                          .n_slots = TRANSPORT_DIAL_SLOTS,
+                          .is_client_link = !cl->as_service,
+                          .n_slots = TRANSPORT_DIAL_SLOTS - 1, // one for handshakes
                           .ping_us = cl->o.ping_after_ms * 1000};
     struct conn *c = chan ? conn_new(&o) : NULL;
     if (!c) {
@@ -303,6 +314,7 @@ void link_tick(struct link *l, int64_t now_us, int64_t *next_us)
     }
     if (!l->conn)
         return;
+    link_look_after_session(l, now_us, next_us);
     int64_t at = l->conn->next_tick_us;
     if (at <= now_us)
         at = conn_tick(l->conn, now_us);

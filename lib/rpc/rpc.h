@@ -398,6 +398,9 @@ void rpc_call_on_writable(struct rpc_call *c, void (*fn)(void *ud), void *ud);
 struct rpc_endpoint {
     const char *url;
     uint8_t key[32]; // the server's static public key, pinned
+    // While the server changes keys: the other one that is right too. Both are tried.
+    bool has_next_key;
+    uint8_t next_key[32];
 };
 enum rpc_policy {
     RPC_LEAST_LOADED, // the backend with the fewest of this client's calls in flight; among many,
@@ -422,6 +425,7 @@ struct rpc_client_opts {
     // clients spread; one that fails makes room for another.
     unsigned max_connections;
     bool lazy; // nothing is dialled before the first call
+    int64_t renew_after_ms; // between services: age of a session's keys before new ones; 0 = 1 hour
 };
 // Dials in the background and reconnects with backoff and jitter for ever. A call waits for a
 // connection until its deadline, but at most connect_timeout_ms, then fails UNAVAILABLE with a text
@@ -438,12 +442,21 @@ void rpc_client_free(struct rpc_client *c); // fails what is in flight with CANC
 DEFINE_AUTO(struct rpc_client, rpc_client_free)
 bool rpc_client_is_connected(struct rpc_client *c);
 // Replace the endpoints. Those that stay keep their connections, new ones are dialled, calls in
-// flight on removed ones go on until they end. n may be 0: calls then wait or fail UNAVAILABLE.
+// flight on removed ones go on until they end. n may be 0: calls then wait or fail UNAVAILABLE. An
+// endpoint whose key became what was its next_key is the same one: its session gets new keys.
 //
 // e       copied
 // errors  INVALID_ARGUMENT (an address too long), RESOURCE_EXHAUSTED; then nothing has changed
 enum status rpc_client_set_endpoints(struct rpc_client *c, const struct rpc_endpoint *e, size_t n,
                                      struct err *err) MUST_CHECK;
+
+// We have another key or grant: open sessions make new keys with it at once, calls notice nothing.
+// Only for a client that was made with an identity.
+void rpc_client_set_identity(struct rpc_client *c, const struct chan_identity *id);
+// Ask about each server's grant again: when some may have been revoked, and now and then for those
+// that expire. Connections to a server that is no longer good end, and calls on them with
+// UNAVAILABLE. Does not block.
+void rpc_client_check_grants(struct rpc_client *c);
 
 struct rpc_client_stats {
     uint64_t n_calls, n_failed, n_retries, n_hedges, n_connects, bytes_in, bytes_out, records_in,

@@ -17,7 +17,7 @@ static enum status load_nodes(struct instance *in, struct err *err)
     if (!keys)
         return err_set(err, STATUS_INVALID_ARGUMENT,
                        "no keys: give --keys DIR; 'cauced keys --out DIR' makes it");
-    AUTO(mem_free_p) char *path = mem_printf("%s/nodes.ini", keys);
+    AUTO(mem_free_p) char *path = instance_nodes_path(in);
     if (!path)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
     enum status s = svc_nodes_load(path, &in->nodes, err);
@@ -50,77 +50,44 @@ static enum status choose_self(struct instance *in, struct err *err)
     return STATUS_OK;
 }
 
-static char *key_path(const struct instance *in, const char *suffix)
+static bool is_revoked(void *ud, const struct chan_grant *g)
 {
-    return mem_printf("%s/%s%s", instance_options(in)->keys, in->svc.self->id, suffix);
+    return svc_nodes_is_revoked(ud, g);
 }
 
-static enum status load_secret(struct instance *in, struct err *err)
+static bool is_good_peer(void *ud, const struct chan_peer *peer)
 {
-    AUTO(mem_free_p) char *path = key_path(in, ".key");
-    if (!path)
-        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
-    enum status s = crypto_key_load(path, "cauce-x25519-secret", in->identity.secret, 32, err);
-    if (s == STATUS_NOT_FOUND)
-        return err_wrap(err, s, "our key is missing; 'cauced keys' makes it");
-    if (s != STATUS_OK)
-        return s;
-    crypto_dh_public(in->identity.public_key, in->identity.secret);
-    if (!crypto_equal(in->identity.public_key, in->svc.self->key, 32))
-        return err_set(err, STATUS_FAILED_PRECONDITION,
-                       "%s is not the key that nodes.ini has for %s; run 'cauced keys' again", path,
-                       in->svc.self->id);
-    return STATUS_OK;
+    return !peer->has_grant || !svc_nodes_is_revoked(ud, &peer->grant);
 }
 
-// Peers will judge the grant; saying now what they will dislike saves a long search.
-static enum status load_grant(struct instance *in, struct err *err)
-{
-    struct chan_grant g;
-    AUTO(mem_free_p) char *path = key_path(in, ".grant");
-    if (!path)
-        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
-    enum status s = crypto_key_load(path, "cauce-grant", in->identity.grant, CHAN_GRANT_SIZE, err);
-    if (s != STATUS_OK)
-        return err_wrap(err, s, "our grant is missing or broken; 'cauced keys' makes it");
-    in->identity.grant_len = CHAN_GRANT_SIZE;
-    s = chan_grant_verify(&g, in->identity.grant, in->identity.grant_len,
-                          svc_nodes_operator(in->nodes), time_wall_ms() / 1000, err);
-    if (s != STATUS_OK)
-        return err_wrap(err, STATUS_FAILED_PRECONDITION, "%s; 'cauced keys' renews it", path);
-    if (1U << g.role != in->role->role || !str_eq(g.node_id, in->svc.self->id) ||
-        !crypto_equal(g.key, in->identity.public_key, 32) ||
-        g.serial < svc_nodes_serial_floor(in->nodes))
-        return err_set(
-            err, STATUS_FAILED_PRECONDITION,
-            "%s is another node's, another role's or revoked; 'cauced keys' makes a new one", path);
-    return STATUS_OK;
-}
-
-static enum status load_identity(struct instance *in, struct err *err)
+// One usable key is enough to start; what is wrong with another is said once there is a log.
+static enum status load_keys(struct instance *in, struct identities *ids, struct err *err)
 {
     enum status s = load_nodes(in, err);
 
     if (s == STATUS_OK)
         s = choose_self(in, err);
-    if (s == STATUS_OK)
-        s = load_secret(in, err);
-    if (s == STATUS_OK)
-        s = load_grant(in, err);
-    if (s == STATUS_OK)
-        s = instance_expand_node(in, err);
     if (s != STATUS_OK)
         return s;
+    instance_mark_files(in);
+    s = instance_load_identities(in, ids, err);
+    if (s != STATUS_OK && !ids->has_listed && !ids->has_next)
+        return s;
+    if (s != STATUS_OK)
+        (void)str_copy(in->problem, sizeof(in->problem), err->msg);
+    in->identity = ids->has_listed ? ids->listed : ids->next;
+    in->shown = *identities_shown(ids);
     memcpy(in->trust.operator_public, svc_nodes_operator(in->nodes), 32);
-    in->trust.serial_floor = svc_nodes_serial_floor(in->nodes);
-    return STATUS_OK;
+    in->trust.is_revoked = is_revoked;
+    in->trust.ud = in->nodes;
+    return instance_expand_node(in, err);
 }
 
 enum status svc_load_token_secret(struct svc *svc, uint8_t ret_secret[64], struct err *err)
 {
     struct instance *in = instance_of(svc);
     uint8_t secret[64];
-    AUTO(mem_free_p) char *path = key_path(in, ".token.key");
+    AUTO(mem_free_p) char *path = instance_key_path(in, ".token.key");
     if (!path)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
     enum status s = crypto_key_load(path, "cauce-ed25519-secret", secret, sizeof(secret), err);
@@ -163,17 +130,32 @@ static enum status make_parts(struct instance *in, struct log *log, struct err *
         .pool = svc->pool,
         .verify = svc_tokens_verify_access,
         .verify_ud = svc->tokens,
+        .grant_ok = is_good_peer,
+        .grant_ok_ud = in->nodes,
     };
     svc->server = rpc_server_new(&o, err);
     return svc->server ? STATUS_OK : err ? err->code : STATUS_UNAVAILABLE;
 }
 
-enum status instance_start(struct instance *in, struct log *log, struct err *err)
+static enum status make_all(struct instance *in, struct log *log, struct err *err)
 {
-    enum status s = load_identity(in, err);
+    struct identities ids;
+    enum status s = load_keys(in, &ids, err);
 
     if (s == STATUS_OK)
         s = make_parts(in, log, err);
+    if (s == STATUS_OK)
+        rpc_server_set_identity(in->svc.server, identities_shown(&ids), identities_other(&ids));
+    if (s == STATUS_OK && in->problem[0])
+        log_warn(in->svc.log, "key_not_loaded", F_STR("reason", in->problem));
+    crypto_wipe(&ids, sizeof(ids));
+    return s;
+}
+
+enum status instance_start(struct instance *in, struct log *log, struct err *err)
+{
+    enum status s = make_all(in, log, err);
+
     if (s == STATUS_OK)
         s = instance_serve_node(in, err);
     if (s == STATUS_OK)
@@ -219,7 +201,12 @@ bool instance_is_ready(struct instance *in, char *reason, size_t reason_size)
         (void)str_copy(reason, reason_size, "starting");
         return false;
     }
-    return !in->role->ready || in->role->ready(in->self, reason, reason_size);
+    if (in->role->ready && !in->role->ready(in->self, reason, reason_size))
+        return false;
+    pthread_mutex_lock(&in->lock);
+    (void)str_copy(reason, reason_size, in->problem);
+    pthread_mutex_unlock(&in->lock);
+    return true;
 }
 
 void instance_drain(struct instance *in)
@@ -259,6 +246,7 @@ void instance_done(struct instance *in)
     svc_nodes_free(in->nodes);
     instance_free_options(in);
     crypto_wipe(&in->identity, sizeof(in->identity));
+    crypto_wipe(&in->shown, sizeof(in->shown));
     if (in->started_ms != 0)
         pthread_mutex_destroy(&in->lock);
 }

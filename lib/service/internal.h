@@ -6,15 +6,6 @@
 #include "base/buf.h"
 #include "service/service.h"
 
-// ---- nodes ----
-struct svc_nodes {
-    struct svc_node *all;
-    size_t n, cap;
-    uint8_t operator_key[32];
-    bool has_operator;
-    uint64_t serial_floor;
-};
-
 // ---- tokens ----
 #define SVC_KEY_ID_SIZE 52 // "k4.pid." and 44 characters
 void svc_token_key_id(char out[SVC_KEY_ID_SIZE], const uint8_t token_key[32]);
@@ -23,6 +14,13 @@ void svc_token_key_id(char out[SVC_KEY_ID_SIZE], const uint8_t token_key[32]);
 #define SVC_MAX_URLS 8
 
 struct svc_clients;
+
+// nodes.ini; key and grant; those that follow them while a key is rotated.
+#define N_KEY_FILES 5
+struct file_mark { // changes when a file does; all 0: it is not there
+    uint64_t dev, ino;
+    int64_t size, changed_ns;
+};
 
 struct instance {
     struct svc svc; // first: a struct svc * is an instance
@@ -35,14 +33,20 @@ struct instance {
 
     struct log *log_role, *log_node; // log_node is svc.log
     struct svc_nodes *nodes;
-    struct chan_identity identity;
+    struct chan_identity identity; // as it was at the start
     struct chan_trust trust;
     struct svc_clients *clients;
-    void *self; // the role's own
+    void *self;             // the role's own
     atomic_bool is_started; // self may be used
     int64_t started_ms;
 
-    pthread_mutex_t lock; // guards what follows
+    // main thread: what was on disk when it was read last, and when it was looked at last
+    struct file_mark read[N_KEY_FILES], seen[N_KEY_FILES];
+    int64_t checked_ms; // when grants were asked about last
+
+    pthread_mutex_t lock;       // guards what follows
+    struct chan_identity shown; // what we show whom we dial: the newest we have
+    char problem[200];          // why what is on disk was not all taken over; "" when it was
     char urls[SVC_MAX_URLS][RPC_URL_SIZE];
     size_t n_urls;
     char http[RPC_URL_SIZE], public_url[2 * RPC_URL_SIZE];
@@ -74,13 +78,41 @@ const char *instance_kind(const struct instance *in);
 // ---- instance.c ----
 enum status instance_start(struct instance *in, struct log *log, struct err *err) MUST_CHECK;
 enum status instance_listen(struct instance *in, struct err *err) MUST_CHECK;
+// reason: why not; or, though it is ready, what should be seen to; else "".
 bool instance_is_ready(struct instance *in, char *reason, size_t reason_size);
 void instance_drain(struct instance *in);
 void instance_stop(struct instance *in, int64_t deadline_us);
 void instance_done(struct instance *in); // any state; the memory itself is the caller's
 
+// ---- identity.c ----
+// Two at most: the one that nodes.ini names, and during a rotation the one to come.
+struct identities {
+    struct chan_identity listed, next;
+    bool has_listed, has_next;
+};
+char *instance_key_path(const struct instance *in, const char *suffix) MUST_CHECK;
+// ret     what is good, also when something is wrong; wiped by the caller
+// errors  NOT_FOUND, FAILED_PRECONDITION: files that peers would not accept, and what is wrong
+enum status instance_load_identities(const struct instance *in, struct identities *ret,
+                                     struct err *err) MUST_CHECK;
+// What peers see as initiator, and the other key that they may dial; NULL when there is none.
+const struct chan_identity *identities_shown(const struct identities *ids);
+const struct chan_identity *identities_other(const struct identities *ids);
+
+// ---- reload.c ----
+char *instance_nodes_path(const struct instance *in) MUST_CHECK;
+void instance_mark_files(struct instance *in); // before they are read for the first time
+// Read again what changed and has rested since the last look. force: whatever it looks like. Once a
+// second also whether grants of peers have expired.
+void instance_look_for_changes(struct instance *in, bool force);
+void instance_set_problem(struct instance *in, const char *text);
+void instance_get_shown(struct instance *in, struct chan_identity *ret);
+
 // ---- clients.c ----
 struct svc_clients *svc_clients_new(struct svc *svc) MUST_CHECK;
+// Nodes or our identity have changed.
+void svc_clients_update(struct svc_clients *c);
+void svc_clients_check(struct svc_clients *c); // grants that may have ended meanwhile
 void svc_clients_free(struct svc_clients *c);
 
 // ---- node_service.c ----

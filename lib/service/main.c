@@ -19,6 +19,7 @@
 
 #define MAX_INSTANCES 64
 #define READY_CHECK_MS 50 // how often a role that cannot serve yet is asked again
+#define LOOK_MS 250       // how often files that may change are looked at
 #define STOP_MARGIN_S 2   // after the drain: what stopping itself may take
 #define WANTED_FILES 65536
 #define PUBLIC_FILES 16384 // a public listener with fewer can be locked out by idle peers
@@ -36,6 +37,7 @@ struct process {
     struct log *log;
     const char *ready_file;
     sigset_t signals;
+    int64_t look_at_ms; // monotonic: when files are looked at again
 };
 
 // ---------------------------------------------------------------- which roles
@@ -188,6 +190,7 @@ static void take_signals(struct process *p)
     sigemptyset(&p->signals);
     sigaddset(&p->signals, SIGTERM);
     sigaddset(&p->signals, SIGINT);
+    sigaddset(&p->signals, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &p->signals, NULL);
     sigaction(SIGPIPE, &ignore, NULL);
 }
@@ -216,16 +219,23 @@ static struct instance *first_not_ready(struct process *p, char *reason, size_t 
     return NULL;
 }
 
-// Wait for a signal at most that long; 0 when none came.
-static int wait_signal(const struct process *p, int64_t ms)
+static void look_for_changes(struct process *p, bool force)
+{
+    for (size_t i = 0; i < p->n; i++)
+        instance_look_for_changes(p->instances[i], force);
+    p->look_at_ms = time_mono_ms() + LOOK_MS;
+}
+
+// At most that long. Returns the signal that ends us; 0 when none came. Meanwhile we look after the
+// files that may change, at once when SIGHUP says so.
+static int wait_signal(struct process *p, int64_t ms)
 {
     struct timespec t = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000};
-    int sig = 0;
+    int sig = sigtimedwait(&p->signals, NULL, &t);
 
-    if (ms == INT64_MAX)
-        return sigwait(&p->signals, &sig) == 0 ? sig : 0;
-    sig = sigtimedwait(&p->signals, NULL, &t);
-    return sig > 0 ? sig : 0;
+    if (sig == SIGHUP || time_mono_ms() >= p->look_at_ms)
+        look_for_changes(p, sig == SIGHUP);
+    return sig > 0 && sig != SIGHUP ? sig : 0;
 }
 
 // Returns the signal that came first, or 0 once ready.
@@ -257,7 +267,7 @@ static enum status serve(struct process *p, struct err *err)
     if (!sig)
         log_info(p->log, "ready", F_I64("pid", getpid()));
     while (!sig)
-        sig = wait_signal(p, INT64_MAX);
+        sig = wait_signal(p, LOOK_MS);
     log_info(p->log, "stopping", F_STR("signal", sig == SIGINT ? "SIGINT" : "SIGTERM"));
     return STATUS_OK;
 }

@@ -1,4 +1,9 @@
-// nodes.ini: who is where, and by which keys they are known.
+// nodes.ini: who is where, by which keys they are known, and whose grants are revoked.
+//
+// A node that was handed out is never changed or freed while the list lives, so that nobody who
+// uses one needs a lock: a node that changed is another object, and the old one is kept. Each
+// change is somebody's edit of the file, so what is kept stays small.
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,6 +12,29 @@
 #include "service/internal.h"
 
 #define MAX_NODES 4096
+#define MAX_REVOKED 4096
+
+struct box {
+    struct svc_node node; // first: a node handed out is a box
+    size_t slot;
+    struct box *older; // what the slot held before
+};
+
+struct slot { // one node id, for ever
+    struct box *box;
+    bool is_gone; // from the file
+};
+
+struct svc_nodes {
+    pthread_mutex_t lock;
+    struct slot *slots; // in the order in which the ids were first read
+    size_t n, cap;
+    uint8_t operator_key[32];
+    bool has_operator;
+    uint64_t serial_floor;
+    struct svc_revocation *revoked;
+    size_t n_revoked;
+};
 
 static const struct {
     const char *name;
@@ -46,31 +74,103 @@ static enum status no_memory(struct err *err)
     return err_set(err, STATUS_RESOURCE_EXHAUSTED, "nodes: out of memory");
 }
 
-// The node of that section, made when it is new.
+// ---------------------------------------------------------------- slots (lock held, or not shared)
+
+static struct slot *find_slot(const struct svc_nodes *n, const char *id)
+{
+    for (size_t i = 0; i < n->n; i++)
+        if (str_eq(n->slots[i].box->node.id, id))
+            return &n->slots[i];
+    return NULL;
+}
+
+// Put a node into its slot, made when its id is new. What was there is kept.
+static enum status put_node(struct svc_nodes *n, const struct svc_node *node, struct err *err)
+{
+    struct slot *slot = find_slot(n, node->id);
+
+    if (!slot && n->n == n->cap) {
+        size_t cap = n->cap ? 2 * n->cap : 16;
+        struct slot *more = mem_realloc(n->slots, cap, sizeof(*more));
+        if (!more)
+            return no_memory(err);
+        n->slots = more;
+        n->cap = cap;
+    }
+    struct box *box = mem_alloc(sizeof(*box));
+    if (!box)
+        return no_memory(err);
+    box->node = *node;
+    if (!slot) {
+        slot = &n->slots[n->n++];
+        *slot = (struct slot){0};
+    }
+    box->slot = (size_t)(slot - n->slots);
+    box->older = slot->box;
+    slot->box = box;
+    slot->is_gone = false;
+    return STATUS_OK;
+}
+
+// ---------------------------------------------------------------- reading
+
+// The node of that section, made when it is new. Only while the list is not shared.
 static enum status node_of(struct svc_nodes *n, const char *section, struct svc_node **ret,
                            struct err *err)
 {
-    for (size_t i = 0; i < n->n; i++) {
-        if (str_eq(n->all[i].id, section)) {
-            *ret = &n->all[i];
-            return STATUS_OK;
-        }
+    struct svc_node node = {0};
+    struct slot *there = find_slot(n, section);
+
+    if (!there) {
+        if (section[0] == '\0' || !str_copy(node.id, sizeof(node.id), section) || n->n == MAX_NODES)
+            return err_set(err, STATUS_INVALID_ARGUMENT,
+                           "section [%s] is no node id, or one too many", section);
+        enum status s = put_node(n, &node, err);
+        if (s != STATUS_OK)
+            return s;
+        there = &n->slots[n->n - 1];
     }
-    if (strlen(section) == 0 || strlen(section) >= CHAN_NODE_ID_SIZE || n->n == MAX_NODES)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "section [%s] is no node id, or one too many",
-                       section);
-    if (n->n == n->cap) {
-        size_t cap = n->cap ? 2 * n->cap : 16;
-        struct svc_node *more = mem_realloc(n->all, cap, sizeof(*more));
+    *ret = &there->box->node;
+    return STATUS_OK;
+}
+
+// "worker-3:1763730000", "worker-4"
+static bool parse_revocation(char *word, struct svc_revocation *ret)
+{
+    char *colon = strchr(word, ':');
+    int64_t serial = 0;
+
+    ret->serial = UINT64_MAX;
+    if (colon) {
+        *colon = '\0';
+        if (str_parse_i64(colon + 1, 0, INT64_MAX, &serial, NULL) != STATUS_OK)
+            return false;
+        ret->serial = (uint64_t)serial;
+    }
+    return word[0] != '\0' && str_copy(ret->id, sizeof(ret->id), word);
+}
+
+static enum status add_revoked(struct svc_nodes *n, const char *value, struct err *err)
+{
+    AUTO(mem_free_p) char *copy = mem_strdup(value);
+    char *rest = copy;
+
+    if (!copy)
+        return no_memory(err);
+    for (char *word; (word = strsep(&rest, ", \t"));) {
+        if (word[0] == '\0')
+            continue;
+        struct svc_revocation *more = n->n_revoked < MAX_REVOKED
+                                          ? mem_realloc(n->revoked, n->n_revoked + 1, sizeof(*more))
+                                          : NULL;
         if (!more)
-            return no_memory(err);
-        n->all = more;
-        n->cap = cap;
+            return err_set(err, STATUS_RESOURCE_EXHAUSTED, "[operator] revoked: too many");
+        n->revoked = more;
+        if (!parse_revocation(word, &n->revoked[n->n_revoked]))
+            return err_set(err, STATUS_INVALID_ARGUMENT,
+                           "[operator] revoked: '%s' is not ID or ID:SERIAL", word);
+        n->n_revoked++;
     }
-    struct svc_node *node = &n->all[n->n++];
-    memset(node, 0, sizeof(*node));
-    (void)str_copy(node->id, sizeof(node->id), section);
-    *ret = node;
     return STATUS_OK;
 }
 
@@ -88,6 +188,8 @@ static enum status operator_key(struct svc_nodes *n, const char *key, const char
         n->serial_floor = (uint64_t)floor;
         return STATUS_OK;
     }
+    if (str_eq(key, "revoked"))
+        return add_revoked(n, value, err);
     return err_set(err, STATUS_INVALID_ARGUMENT, "[operator] %s: unknown, or not a key", key);
 }
 
@@ -101,8 +203,12 @@ static bool set_node_key(struct svc_node *node, const char *key, const char *val
         return strstr(value, "://") && str_copy(node->url, sizeof(node->url), value);
     if (str_eq(key, "key"))
         return key_from_text(node->key, value);
+    if (str_eq(key, "next-key"))
+        return node->has_next_key = key_from_text(node->next_key, value);
     if (str_eq(key, "token-key"))
         return node->has_token_key = key_from_text(node->token_key, value);
+    if (str_eq(key, "next-token-key"))
+        return node->has_next_token_key = key_from_text(node->next_token_key, value);
     return false;
 }
 
@@ -130,7 +236,7 @@ static enum status check(const struct svc_nodes *n, struct err *err)
     if (!n->has_operator)
         return err_set(err, STATUS_INVALID_ARGUMENT, "no [operator] key");
     for (size_t i = 0; i < n->n; i++) {
-        const struct svc_node *node = &n->all[i];
+        const struct svc_node *node = &n->slots[i].box->node;
         const char *missing = node->role == 0                              ? "role"
                               : node->url[0] == '\0'                       ? "url"
                               : memcmp(node->key, none, sizeof(none)) == 0 ? "key"
@@ -141,11 +247,14 @@ static enum status check(const struct svc_nodes *n, struct err *err)
     return STATUS_OK;
 }
 
+// ---------------------------------------------------------------- life
+
 enum status svc_nodes_load(const char *path, struct svc_nodes **ret, struct err *err)
 {
     AUTO(svc_nodes_free_p) struct svc_nodes *n = mem_alloc(sizeof(*n));
     if (!n)
         return no_memory(err);
+    pthread_mutex_init(&n->lock, NULL);
     enum status s = cfg_ini_read(path, take_key, n, err);
     if (s != STATUS_OK)
         return s;
@@ -160,25 +269,86 @@ void svc_nodes_free(struct svc_nodes *n)
 {
     if (!n)
         return;
-    mem_free(n->all);
+    for (size_t i = 0; i < n->n; i++) {
+        for (struct box *b = n->slots[i].box; b;) {
+            struct box *older = b->older;
+            mem_free(b);
+            b = older;
+        }
+    }
+    mem_free(n->slots);
+    mem_free(n->revoked);
+    pthread_mutex_destroy(&n->lock);
     mem_free(n);
 }
 
-const struct svc_node *svc_nodes_next(const struct svc_nodes *n, unsigned role,
-                                      const struct svc_node *prev)
+// Of zeroed memory and filled by the same code, so bytes compare.
+static bool is_same_node(const struct svc_node *a, const struct svc_node *b)
 {
-    for (size_t i = prev ? (size_t)(prev - n->all) + 1 : 0; i < n->n; i++)
-        if (n->all[i].role & role)
-            return &n->all[i];
-    return NULL;
+    return memcmp(a, b, sizeof(*a)) == 0;
 }
 
-const struct svc_node *svc_nodes_find(const struct svc_nodes *n, const char *id)
+// What is new first: should memory end in between, the list holds more than the file, not less.
+static enum status merge(struct svc_nodes *n, struct svc_nodes *fresh, struct err *err)
 {
+    for (size_t i = 0; i < fresh->n; i++) {
+        const struct svc_node *node = &fresh->slots[i].box->node;
+        const struct slot *there = find_slot(n, node->id);
+        if (there && !there->is_gone && is_same_node(&there->box->node, node))
+            continue;
+        enum status s = put_node(n, node, err);
+        if (s != STATUS_OK)
+            return s;
+    }
     for (size_t i = 0; i < n->n; i++)
-        if (str_eq(n->all[i].id, id))
-            return &n->all[i];
-    return NULL;
+        n->slots[i].is_gone = !find_slot(fresh, n->slots[i].box->node.id);
+    struct svc_revocation *revoked = n->revoked; // the old ones go with fresh
+    n->revoked = fresh->revoked;
+    n->n_revoked = fresh->n_revoked;
+    fresh->revoked = revoked;
+    n->serial_floor = fresh->serial_floor;
+    return STATUS_OK;
+}
+
+enum status svc_nodes_reload(struct svc_nodes *n, const char *path, struct err *err)
+{
+    AUTO(svc_nodes_free_p) struct svc_nodes *fresh = NULL;
+    enum status s = svc_nodes_load(path, &fresh, err);
+
+    if (s != STATUS_OK)
+        return s;
+    if (memcmp(fresh->operator_key, n->operator_key, sizeof(n->operator_key)) != 0)
+        return err_set(err, STATUS_FAILED_PRECONDITION, "%s is another operator's: restart with it",
+                       path);
+    pthread_mutex_lock(&n->lock);
+    s = merge(n, fresh, err);
+    pthread_mutex_unlock(&n->lock);
+    return s;
+}
+
+// ---------------------------------------------------------------- asking
+
+const struct svc_node *svc_nodes_next(struct svc_nodes *n, unsigned role,
+                                      const struct svc_node *prev)
+{
+    const struct svc_node *found = NULL;
+    size_t i = prev ? ((const struct box *)(const void *)prev)->slot + 1 : 0;
+
+    pthread_mutex_lock(&n->lock);
+    for (; i < n->n && !found; i++)
+        if (!n->slots[i].is_gone && (n->slots[i].box->node.role & role))
+            found = &n->slots[i].box->node;
+    pthread_mutex_unlock(&n->lock);
+    return found;
+}
+
+const struct svc_node *svc_nodes_find(struct svc_nodes *n, const char *id)
+{
+    pthread_mutex_lock(&n->lock);
+    const struct slot *slot = find_slot(n, id);
+    const struct svc_node *found = slot && !slot->is_gone ? &slot->box->node : NULL;
+    pthread_mutex_unlock(&n->lock);
+    return found;
 }
 
 const uint8_t *svc_nodes_operator(const struct svc_nodes *n)
@@ -186,7 +356,42 @@ const uint8_t *svc_nodes_operator(const struct svc_nodes *n)
     return n->operator_key;
 }
 
-uint64_t svc_nodes_serial_floor(const struct svc_nodes *n)
+uint64_t svc_nodes_serial_floor(struct svc_nodes *n)
 {
-    return n->serial_floor;
+    pthread_mutex_lock(&n->lock);
+    uint64_t floor = n->serial_floor;
+    pthread_mutex_unlock(&n->lock);
+    return floor;
+}
+
+// The key is one of a node that somebody took out of the file. With a new key it may come again.
+static bool was_removed(const struct svc_nodes *n, const struct chan_grant *g)
+{
+    const struct slot *slot = find_slot(n, g->node_id);
+
+    if (!slot || !slot->is_gone)
+        return false;
+    const struct svc_node *node = &slot->box->node;
+    return memcmp(node->key, g->key, sizeof(g->key)) == 0 ||
+           (node->has_next_key && memcmp(node->next_key, g->key, sizeof(g->key)) == 0);
+}
+
+bool svc_nodes_is_revoked(struct svc_nodes *n, const struct chan_grant *g)
+{
+    pthread_mutex_lock(&n->lock);
+    bool yes = g->serial < n->serial_floor || was_removed(n, g);
+    for (size_t i = 0; i < n->n_revoked && !yes; i++)
+        yes = g->serial <= n->revoked[i].serial && str_eq(n->revoked[i].id, g->node_id);
+    pthread_mutex_unlock(&n->lock);
+    return yes;
+}
+
+bool svc_nodes_revocation(struct svc_nodes *n, size_t i, struct svc_revocation *ret)
+{
+    pthread_mutex_lock(&n->lock);
+    bool found = i < n->n_revoked;
+    if (found)
+        *ret = n->revoked[i];
+    pthread_mutex_unlock(&n->lock);
+    return found;
 }

@@ -17,30 +17,47 @@
 // kind = video             origins only
 // url = ipc:///run/cauce/video-1.sock
 // key = <base64url X25519 public key>
+// next-key = <...>         while its key is rotated: the node answers to both
 // token-key = <base64url Ed25519 public key>   session (access tokens) and store (media tokens)
+// next-token-key = <...>   while that is rotated: tokens of both are good
 // [operator]
 // key = <base64url Ed25519 public key>
 // serial-floor = 0         grants with a lower serial are revoked
+// revoked = worker-3:1763730000, worker-4     grants of that node, up to that serial, are revoked
 struct svc_node {
     char id[CHAN_NODE_ID_SIZE];
     unsigned role; // ROLE_NODE_ bit
     char kind[16];
     char url[RPC_URL_SIZE];
     uint8_t key[32];
-    bool has_token_key;
-    uint8_t token_key[32];
+    bool has_next_key;
+    uint8_t next_key[32];
+    bool has_token_key, has_next_token_key;
+    uint8_t token_key[32], next_token_key[32];
 };
+struct svc_revocation {
+    char id[CHAN_NODE_ID_SIZE];
+    uint64_t serial; // this one and those before; UINT64_MAX: all
+};
+// The list may change while it is used; any thread. A node that was returned stays as it was, and
+// valid, until the list is freed; whoever asks again gets what is written by then.
 struct svc_nodes;
 enum status svc_nodes_load(const char *path, struct svc_nodes **ret, struct err *err) MUST_CHECK;
+// Read the file again; on any error nothing changes.
+// errors  those of loading; FAILED_PRECONDITION: it is another operator's
+enum status svc_nodes_reload(struct svc_nodes *n, const char *path, struct err *err) MUST_CHECK;
 void svc_nodes_free(struct svc_nodes *n);
 DEFINE_AUTO(struct svc_nodes, svc_nodes_free)
 // Nodes with that role bit, one after another: prev NULL for the first; NULL after the last.
-const struct svc_node *svc_nodes_next(const struct svc_nodes *n, unsigned role,
+const struct svc_node *svc_nodes_next(struct svc_nodes *n, unsigned role,
                                       const struct svc_node *prev);
-const struct svc_node *svc_nodes_find(const struct svc_nodes *n,
-                                      const char *id);        // NULL when unknown
-const uint8_t *svc_nodes_operator(const struct svc_nodes *n); // Ed25519 public key
-uint64_t svc_nodes_serial_floor(const struct svc_nodes *n);
+const struct svc_node *svc_nodes_find(struct svc_nodes *n, const char *id); // NULL when unknown
+const uint8_t *svc_nodes_operator(const struct svc_nodes *n);               // Ed25519 public key
+uint64_t svc_nodes_serial_floor(struct svc_nodes *n);
+// By the floor, by name, or because its node was in the file and is there no more.
+bool svc_nodes_is_revoked(struct svc_nodes *n, const struct chan_grant *g);
+// The i-th revocation; false after the last.
+bool svc_nodes_revocation(struct svc_nodes *n, size_t i, struct svc_revocation *ret);
 unsigned svc_role_from_name(const char *name); // "origin" -> ROLE_NODE_ORIGIN; 0 when unknown
 const char *svc_role_name(unsigned role_bit);
 
@@ -52,8 +69,12 @@ const char *svc_role_name(unsigned role_bit);
 //   media   {"sub","item","rights":["stream","download"],"exp"}    implicit "cauce-media/1"
 // Times are RFC 3339. The footer is {"kid":"k4.pid..."}: the PASERK id of the signing key.
 struct svc_tokens;
-struct svc_tokens *svc_tokens_new(const struct svc_nodes *nodes) MUST_CHECK;
+struct svc_tokens *svc_tokens_new(struct svc_nodes *nodes) MUST_CHECK;
 void svc_tokens_free(struct svc_tokens *t);
+// The keys as nodes has them by now. Tokens of a key that is gone are good no longer.
+// errors  RESOURCE_EXHAUSTED: nothing changed
+enum status svc_tokens_update(struct svc_tokens *t, struct svc_nodes *nodes,
+                              struct err *err) MUST_CHECK;
 enum status svc_tokens_verify_access(void *tokens, const char *token, size_t len,
                                      struct rpc_user *ret,
                                      struct err *err) MUST_CHECK; // an rpc_verify_fn
@@ -97,10 +118,10 @@ extern const size_t svc_n_option_rows;
 struct svc {
     const struct svc_options *options;
     struct log *log;
-    const struct svc_node *self;
-    const struct svc_nodes *nodes;
+    const struct svc_node *self; // as it was at the start
+    struct svc_nodes *nodes;
     struct svc_tokens *tokens;
-    const struct chan_identity *identity;
+    const struct chan_identity *identity; // as it was at the start
     const struct chan_trust *trust;
     struct work_pool *pool;
     struct work_timers *timers;
@@ -134,8 +155,8 @@ struct svc_role {
     // Open what the role owns and add its handlers; nothing listens yet. Must not wait for other
     // processes: they may start later.
     enum status (*start)(struct svc *svc, const void *options, void **ret_self, struct err *err);
-    // Optional: false, with a reason, while the role cannot serve (database away, ...). On a thread of
-    // the pool; what takes a while goes through a svc_gauge.
+    // Optional: false, with a reason, while the role cannot serve (database away, ...). On a thread
+    // of the pool; what takes a while goes through a svc_gauge.
     bool (*ready)(void *self, char *reason, size_t reason_size);
     // Optional: begin to stop (give leases back, close public listeners); must not block.
     void (*drain)(void *self);
@@ -160,7 +181,9 @@ void svc_set_http_address(struct svc *svc, const char *url);
 void svc_set_public_url(struct svc *svc, const char *url); // gateway: the cauce://host:port#key URL
 
 // Run roles until SIGTERM/SIGINT: load options, keys, nodes; start; listen; write ready file; wait;
-// drain; stop. argv: the words after the program name, beginning with the role names: "origin",
-// "origin:video-1" (that node), or "all" (every node of nodes.ini). Exit status: 0 after a signal,
-// 1 when a role cannot start, 2 for wrong options.
+// drain; stop. Meanwhile what changes of nodes.ini, our keys and our grant is taken over, SIGHUP:
+// at once; a file that makes no sense changes nothing, which log and health say. argv: the words
+// after the program name, beginning with the role names: "origin", "origin:video-1" (that node), or
+// "all" (every node of nodes.ini). Exit status: 0 after a signal, 1 when a role cannot start, 2 for
+// wrong options.
 int svc_main(const struct svc_role *const *roles, size_t n_roles, int argc, char **argv);

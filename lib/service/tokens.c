@@ -5,7 +5,8 @@
 // assertion keeps a token of one purpose from passing as one of the other.
 //
 // A verified token is remembered under its BLAKE2b hash: 63 us of signature check become one hash.
-// The memory is bounded, sets of four ways, and the entry that ends first makes room.
+// The memory is bounded, sets of four ways, and the entry that ends first makes room. When a key
+// goes all that was remembered goes too.
 #include <pthread.h>
 #include <string.h>
 
@@ -52,9 +53,10 @@ struct way {
 };
 
 struct svc_tokens {
+    pthread_mutex_t lock; // guards what follows
     struct token_key *keys;
     size_t n_keys;
-    pthread_mutex_t lock;
+    unsigned generation; // of the keys: what is verified meanwhile with old ones is not kept
     struct way cache[N_SETS][N_WAYS];
 };
 
@@ -89,31 +91,48 @@ static void token_key_init(struct token_key *k, enum purpose purpose, const uint
     str_b64(k->suffix + 1, k->footer, strlen(k->footer));
 }
 
-static size_t count_keys(const struct svc_nodes *nodes)
+// A node has one key for tokens, or two while it changes them.
+static size_t add_keys(const struct svc_node *node, struct token_key *keys, size_t n)
 {
-    size_t n = 0;
-
-    for (size_t i = 0; i < nodes->n; i++)
-        n += nodes->all[i].has_token_key;
+    for (enum purpose p = ACCESS; p <= MEDIA; p++) {
+        if (node->role != purposes[p].signer)
+            continue;
+        if (node->has_token_key)
+            token_key_init(&keys[n++], p, node->token_key);
+        if (node->has_next_token_key)
+            token_key_init(&keys[n++], p, node->next_token_key);
+    }
     return n;
 }
 
-struct svc_tokens *svc_tokens_new(const struct svc_nodes *nodes)
+static enum status collect_keys(struct svc_nodes *nodes, struct token_key **ret, size_t *ret_n,
+                                struct err *err)
+{
+    const unsigned signers = purposes[ACCESS].signer | purposes[MEDIA].signer;
+    size_t most = 0, n = 0, taken = 0;
+
+    for (const struct svc_node *at = NULL; (at = svc_nodes_next(nodes, signers, at));)
+        most++;
+    struct token_key *keys = mem_array(2 * most + 1, sizeof(*keys));
+    if (!keys)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "token keys: out of memory");
+    for (const struct svc_node *at = NULL;
+         taken < most && (at = svc_nodes_next(nodes, signers, at)); taken++)
+        n = add_keys(at, keys, n);
+    *ret = keys;
+    *ret_n = n;
+    return STATUS_OK;
+}
+
+struct svc_tokens *svc_tokens_new(struct svc_nodes *nodes)
 {
     struct svc_tokens *t = mem_alloc(sizeof(*t));
-    struct token_key *keys = mem_array(count_keys(nodes) + 1, sizeof(*keys));
 
-    if (!t || !keys) {
+    if (!t || collect_keys(nodes, &t->keys, &t->n_keys, NULL) != STATUS_OK) {
         mem_free(t);
-        mem_free(keys);
         return NULL;
     }
-    t->keys = keys;
     pthread_mutex_init(&t->lock, NULL);
-    for (size_t i = 0; i < nodes->n; i++)
-        for (enum purpose p = ACCESS; p <= MEDIA; p++)
-            if (nodes->all[i].has_token_key && nodes->all[i].role == purposes[p].signer)
-                token_key_init(&t->keys[t->n_keys++], p, nodes->all[i].token_key);
     return t;
 }
 
@@ -126,16 +145,55 @@ void svc_tokens_free(struct svc_tokens *t)
     mem_free(t);
 }
 
-static const struct token_key *signer_of(const struct svc_tokens *t, enum purpose purpose,
-                                         const char *token, size_t len)
+static bool has_all(const struct token_key *keys, size_t n, const struct token_key *of, size_t n_of)
 {
-    for (size_t i = 0; i < t->n_keys; i++) {
+    for (size_t i = 0; i < n_of; i++) {
+        bool found = false;
+        for (size_t k = 0; k < n && !found; k++)
+            found = keys[k].purpose == of[i].purpose && memcmp(keys[k].key, of[i].key, 32) == 0;
+        if (!found)
+            return false;
+    }
+    return true;
+}
+
+enum status svc_tokens_update(struct svc_tokens *t, struct svc_nodes *nodes, struct err *err)
+{
+    struct token_key *keys = NULL;
+    size_t n = 0;
+    enum status s = collect_keys(nodes, &keys, &n, err);
+
+    if (s != STATUS_OK)
+        return s;
+    pthread_mutex_lock(&t->lock);
+    if (!has_all(keys, n, t->keys, t->n_keys)) {
+        memset(t->cache, 0, sizeof(t->cache));
+        t->generation++;
+    }
+    struct token_key *old = t->keys;
+    t->keys = keys;
+    t->n_keys = n;
+    pthread_mutex_unlock(&t->lock);
+    mem_free(old);
+    return STATUS_OK;
+}
+
+static bool signer_of(struct svc_tokens *t, enum purpose purpose, const char *token, size_t len,
+                      struct token_key *ret, unsigned *ret_generation)
+{
+    bool found = false;
+
+    pthread_mutex_lock(&t->lock);
+    for (size_t i = 0; i < t->n_keys && !found; i++) {
         const struct token_key *k = &t->keys[i];
         size_t n = strlen(k->suffix);
-        if (k->purpose == purpose && len > n && memcmp(token + len - n, k->suffix, n) == 0)
-            return k;
+        found = k->purpose == purpose && len > n && memcmp(token + len - n, k->suffix, n) == 0;
+        if (found)
+            *ret = *k;
     }
-    return NULL;
+    *ret_generation = t->generation;
+    pthread_mutex_unlock(&t->lock);
+    return found;
 }
 
 // ---------------------------------------------------------------- cache
@@ -160,9 +218,14 @@ static bool cache_get(struct svc_tokens *t, const uint8_t hash[32], struct verif
     return found;
 }
 
-static void cache_put(struct svc_tokens *t, const uint8_t hash[32], const struct verified *v)
+static void cache_put(struct svc_tokens *t, const uint8_t hash[32], const struct verified *v,
+                      unsigned generation)
 {
     pthread_mutex_lock(&t->lock);
+    if (generation != t->generation) { // its key may have gone meanwhile
+        pthread_mutex_unlock(&t->lock);
+        return;
+    }
     struct way *set = set_of(t, hash), *victim = set;
     for (size_t i = 1; i < N_WAYS; i++)
         if (set[i].v.exp_wall_ms < victim->v.exp_wall_ms)
@@ -315,17 +378,17 @@ static enum status refused(struct err *err, const char *why)
     return err_set(err, STATUS_UNAUTHENTICATED, "token: %s", why);
 }
 
-static enum status check(const struct svc_tokens *t, enum purpose purpose, const char *token,
-                         size_t len, struct verified *ret, struct err *err)
+static enum status check(struct svc_tokens *t, enum purpose purpose, const char *token, size_t len,
+                         struct verified *ret, unsigned *ret_generation, struct err *err)
 {
     AUTO(buf_done) struct buf payload = {0};
     AUTO(json_free_p) struct json_value *claims = NULL;
-    const struct token_key *k = signer_of(t, purpose, token, len);
+    struct token_key k;
 
-    if (!k)
+    if (!signer_of(t, purpose, token, len, &k, ret_generation))
         return refused(err, "signed by nobody whom we know");
     buf_init(&payload, MAX_CLAIMS_BYTES);
-    enum status s = crypto_paseto_verify(&payload, k->key, token, len, k->footer,
+    enum status s = crypto_paseto_verify(&payload, k.key, token, len, k.footer,
                                          purposes[purpose].implicit, err);
     if (s != STATUS_OK)
         return s;
@@ -353,18 +416,19 @@ static enum status verify(struct svc_tokens *t, enum purpose purpose, const char
 {
     uint8_t hash[32];
     struct verified v;
+    unsigned generation = 0;
 
     if (len > CRYPTO_PASETO_MAX_BYTES)
         return refused(err, "too long");
     hash_token(hash, purpose, token, len);
     bool cached = cache_get(t, hash, &v);
-    enum status s = cached ? STATUS_OK : check(t, purpose, token, len, &v, err);
+    enum status s = cached ? STATUS_OK : check(t, purpose, token, len, &v, &generation, err);
     if (s != STATUS_OK)
         return s;
     if (v.exp_wall_ms <= time_wall_ms())
         return refused(err, "expired");
     if (!cached)
-        cache_put(t, hash, &v);
+        cache_put(t, hash, &v, generation);
     *ret = v;
     return STATUS_OK;
 }
