@@ -14,12 +14,24 @@
 #include "bench.rpc.h"
 #include "crypto/crypto.h"
 #include "rpc/rpc.h"
+#include "rpc/transport.h"
 
 #define CALL_MS 30000
 #define STREAM_MS 600000
 #define TOKEN_S 3600
 #define N_HANDLERS 8
 #define MAX_MESSAGE (4U << 20)
+
+// The transport that CAUCE_BENCH_TRANSPORT names; NULL: the library's own choice.
+static const struct transport_ops *transport(void)
+{
+    const char *name = getenv("CAUCE_BENCH_TRANSPORT");
+    const struct transport_ops *ops = name ? transport_named(name) : NULL;
+    if (!name || ops)
+        return ops;
+    fprintf(stderr, "no transport called '%s'\n", name);
+    exit(2);
+}
 
 // ---------------------------------------------------------------- server
 
@@ -96,7 +108,11 @@ static int serve(const char *argument)
     buf_init(&address, 4096);
     crypto_dh_keypair(id.public_key, id.secret);
     AUTO(work_pool_free_p) struct work_pool *pool = work_pool_new("handlers", N_HANDLERS, 4096);
-    struct rpc_server_opts o = {.identity = &id, .pool = pool, .verify = verify, .verify_ud = &sv};
+    struct rpc_server_opts o = {.identity = &id,
+                                .pool = pool,
+                                .verify = verify,
+                                .verify_ud = &sv,
+                                .transport = transport()};
     struct rpc_server *s = pool ? rpc_server_new(&o, &err) : NULL;
     char url[RPC_URL_SIZE];
     if (!s || bench_bench_serve(s, &handlers, &sv, &err) != STATUS_OK ||
@@ -153,7 +169,7 @@ static struct conn *open_links(const char *address, bool pooled, size_t n)
         for (size_t i = 1; i < n; i++)
             e[i] = e[0];
         c->pooled = pooled;
-        struct rpc_client_opts o = {.endpoints = e, .n_endpoints = n};
+        struct rpc_client_opts o = {.endpoints = e, .n_endpoints = n, .transport = transport()};
         c->client = rpc_client_new(&o, &err);
     }
     free(e);
