@@ -64,6 +64,11 @@ void *mem_alloc(size_t size)
     return mem_array(1, size);
 }
 
+void *mem_alloc_unset(size_t size)
+{
+    return must_fail() ? NULL : malloc(size ? size : 1);
+}
+
 void *mem_realloc(void *p, size_t n, size_t size)
 {
     size_t total;
@@ -74,7 +79,7 @@ void *mem_realloc(void *p, size_t n, size_t size)
 
 void *mem_dup(const void *p, size_t size)
 {
-    void *d = mem_alloc(size);
+    void *d = mem_alloc_unset(size);
     if (d && size)
         memcpy(d, p, size);
     return d;

@@ -8,6 +8,7 @@
 
 void *mem_alloc(size_t size) MUST_CHECK;           // zeroed; NULL when out of memory
 void *mem_array(size_t n, size_t size) MUST_CHECK; // zeroed; NULL also when n * size overflows
+void *mem_alloc_unset(size_t size) MUST_CHECK;     // not zeroed: for what is filled at once
 void *mem_realloc(void *p, size_t n, size_t size) MUST_CHECK; // p stays valid on NULL
 void *mem_dup(const void *p, size_t size) MUST_CHECK;
 char *mem_strdup(const char *s) MUST_CHECK; // NULL in, NULL out

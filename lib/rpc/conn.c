@@ -39,6 +39,7 @@ struct conn *conn_new(const struct conn_opts *o)
     list_init(&c->ready_urgent);
     list_init(&c->ready_bulk);
     list_init(&c->flows);
+    list_init(&c->assembling);
     list_init(&c->link);
     c->hash = hash;
     c->hash_mask = n_buckets - 1;
@@ -214,6 +215,8 @@ void conn_refuse_with(struct conn *c, uint32_t id, const struct frame_status *s)
         return;
     }
     frame_put_status(&c->calls, id, s);
+    c->calls_n_status++;
+    c->n_calls++; // like any other, until they know
 }
 
 void conn_call_closed(struct conn *c)

@@ -1,6 +1,7 @@
 #pragma once
 // A connection: what both sides share. Frames in and out of sealed records, the window of
-// unacknowledged records, credit, fair queueing, keep-alive. See conn.c, conn_send.c and flow.c for how it works.
+// unacknowledged records, credit, fair queueing, keep-alive. See conn.c, conn_send.c and flow.c for
+// how it works.
 //
 // Everything here needs conn_lock() unless it says otherwise; conn_unlock() sends what became ready
 // and then tells flows' owners what happened, with no lock held.
@@ -20,7 +21,12 @@
 #define CONN_STREAM_CREDIT (64 << 10)
 #define CONN_STREAM_CREDIT_MAX (1 << 20)
 #define CONN_CLIENT_CREDIT (1 << 20) // of all calls of a client link together
-#define CONN_HELD_MAX (16U << 20)    // bytes of one client link that wait for their handlers
+// Bytes of one client link that wait for the rest of their message, or for their handlers. See
+// conn_feed_parts() for how an honest peer stays far below the last.
+#define CONN_HELD_EASY (1U << 20)  // up to here windows grow freely
+#define CONN_HELD_HIGH (4U << 20)  // beyond, only the oldest unfinished message gets credit
+#define CONN_HELD_WHOLE (8U << 20) // beyond that much in whole messages, not even that one
+#define CONN_HELD_MAX (32U << 20)  // refused
 #define CONN_UNACKED_MAX 32
 #define CONN_UNACKED_CONTROL_MAX 40
 #define CONN_INBOX_MAX 64
@@ -87,6 +93,9 @@ struct flow {
     size_t rx_held; // bytes held: queued and being assembled
     uint8_t *part;  // message being assembled
     size_t part_len, part_cap, part_cost;
+    size_t part_wait;       // credit of the part that is withheld until there is room
+    struct list assembling; // membership in conn's list, oldest part first
+    size_t rx_last_size;    // of the last message that came in parts
     int64_t rx_credit, rx_window, rx_grant;
     bool rx_half;
     unsigned n_rx; // messages so far
@@ -169,7 +178,7 @@ struct conn {
     struct buf control; // ACK is made when a record leaves; WINDOW CANCEL PING GOAWAY
     struct buf calls;   // AUTH OPEN STATUS and small DATA
     size_t control_off, calls_off;
-    unsigned calls_n_status;
+    unsigned calls_n_status; // STATUS frames in `calls`
     struct list ready_urgent, ready_bulk;
     size_t tx_queued;
     struct sent sent[CONN_UNACKED_CONTROL_MAX];
@@ -186,7 +195,10 @@ struct conn {
 
     // in
     uint64_t rx_records, rx_acked;
-    size_t rx_unacked_bytes, rx_held;
+    size_t rx_unacked_bytes;
+    size_t rx_held, rx_parts; // of which: in messages that are not complete
+    size_t rx_held_most;      // so far
+    struct list assembling;
     bool ack_now;
     int64_t rx_credit, rx_grant;
     int64_t last_rx_us;
@@ -211,12 +223,13 @@ struct conn {
     unsigned inbox_head, inbox_len;
     pthread_mutex_t inbox_lock;
     bool inbox_scheduled, inbox_closed;
+    bool is_inline; // the transport's thread deals with what it brings; that thread's own
     const char *inbox_why;
     struct token **slots; // server: tokens by slot, from 1
     uint32_t n_slots, next_slot;
 
     uint64_t bytes_in, bytes_out;
-    char why[96]; // of its death
+    char why[96];      // of its death
     int64_t end_at_us; // conn_end_at(); 0 = not set
     const char *end_why;
 

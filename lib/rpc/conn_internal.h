@@ -36,6 +36,12 @@ void flow_make_ready(struct flow *f); // when it has something to send and the c
 void flow_put_status(struct flow *f);
 void flow_keep_details(struct flow *f); // copies what status.details borrows
 void conn_give_credit(struct conn *c, size_t cost);
+// A part of a message arrived that cannot be consumed before the rest: its credit goes back as soon
+// as there is room for more.
+void flow_grant_part(struct flow *f, size_t cost);
+// The part has become a message, or nothing.
+void flow_part_ends(struct flow *f);
+void conn_feed_parts(struct conn *c); // there may be room again
 // A second flow within the last moments makes records small, so that none waits behind much.
 void conn_touch(struct conn *c, const struct flow *f);
 

@@ -10,6 +10,8 @@
 #include "rpc/rpc.h"
 
 #define TX_CREDIT_MAX (64LL << 20)
+#define PART_FIRST_MIN (64U << 10)
+#define PART_FIRST_MAX (1U << 20)
 
 static void on_ack(struct conn *c, uint64_t n)
 {
@@ -62,7 +64,8 @@ static void on_window(struct conn *c, const struct frame *fr)
         return;
     }
     flow_make_ready(f);
-    flow_post(f, FLOW_WRITABLE);
+    if (f->raw || flow_can_write(f))
+        flow_post(f, FLOW_WRITABLE);
 }
 
 // The peer sent what this call cannot take.
@@ -78,23 +81,35 @@ static void rx_refuse(struct conn *c, struct flow *f, enum status code, const ch
     flow_remove(f);
 }
 
+// Room for the first part: messages of a stream are often alike, but what a peer once sent buys it
+// no more than this.
+static size_t part_first(const struct flow *f)
+{
+    if (f->rx_last_size < PART_FIRST_MIN)
+        return PART_FIRST_MIN;
+    return f->rx_last_size < PART_FIRST_MAX ? f->rx_last_size : PART_FIRST_MAX;
+}
+
 // Assemble: the message grows in f->part, an rx_msg with room.
 static bool append_part(struct flow *f, const struct frame *fr)
 {
     size_t need = f->part_len + fr->n;
     if (!f->part || need > f->part_cap) {
-        size_t cap = f->part_cap ? 2 * f->part_cap : 64U << 10;
+        size_t cap = f->part_cap ? 2 * f->part_cap : part_first(f);
         while (cap < need)
             cap *= 2;
         uint8_t *p = mem_realloc(f->part, sizeof(struct rx_msg) + cap, 1);
         if (!p)
             return false;
+        if (!f->part)
+            list_push_back(&f->conn->assembling, &f->assembling);
         f->part = p;
         f->part_cap = cap;
     }
     if (fr->n)
         memcpy(f->part + offsetof(struct rx_msg, data) + f->part_len, fr->p, fr->n);
     f->part_len = need;
+    f->conn->rx_parts += fr->n;
     return true;
 }
 
@@ -110,16 +125,24 @@ static struct rx_msg *whole_message(struct flow *f, const struct frame *fr, size
         m->cost = f->part_cost + cost;
         m->last = m->half = false;
         f->part = NULL;
-        f->part_len = f->part_cap = f->part_cost = 0;
+        f->rx_last_size = f->part_len;
+        flow_part_ends(f);
         return m;
     }
-    m = mem_alloc(sizeof *m + fr->n);
+    m = mem_alloc_unset(sizeof *m + fr->n);
     if (!m)
         return NULL;
     *m = (struct rx_msg){.n = fr->n, .cost = cost};
     if (fr->n)
         memcpy(m->data, fr->p, fr->n);
     return m;
+}
+
+static void conn_hold(struct conn *c, size_t n)
+{
+    c->rx_held += n;
+    if (c->rx_held > c->rx_held_most)
+        c->rx_held_most = c->rx_held;
 }
 
 static void on_data(struct conn *c, const struct frame *fr)
@@ -156,9 +179,8 @@ static void on_data(struct conn *c, const struct frame *fr)
     if (f->raw || last) {
         m = whole_message(f, fr, cost);
     } else if (append_part(f, fr)) {
-        // What is being assembled cannot be consumed: grant at once, or it could never end.
         f->rx_held += fr->n;
-        c->rx_held += fr->n;
+        conn_hold(c, fr->n);
         if (conn_has_rx_credit(c) && c->rx_held > CONN_HELD_MAX) {
             rx_refuse(c, f, STATUS_RESOURCE_EXHAUSTED, "too many large messages at once");
             return;
@@ -166,7 +188,7 @@ static void on_data(struct conn *c, const struct frame *fr)
         if (f->rx_head)
             f->part_cost += cost;
         else
-            flow_grant(f, cost);
+            flow_grant_part(f, cost);
         return;
     }
     if (!m) {
@@ -177,11 +199,12 @@ static void on_data(struct conn *c, const struct frame *fr)
     m->half = (fr->flags & FRAME_HALF) && last;
     size_t held = fr->n + FRAME_DATA_COST;
     f->rx_held += held;
-    c->rx_held += held;
+    conn_hold(c, held);
     *f->rx_tail = m;
     f->rx_tail = &m->next;
     f->rx_half |= m->half;
     f->n_rx += last;
+    conn_feed_parts(c); // the oldest may be another one now
     if (f->is_unary_in && f->n_rx > 1) {
         rx_refuse(c, f, STATUS_INVALID_ARGUMENT, "more than one message in a unary call");
         return;

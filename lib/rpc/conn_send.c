@@ -38,9 +38,14 @@ static size_t ready_bytes(const struct list *l, size_t most)
     return n;
 }
 
-static size_t take_run(struct buf *b, size_t *off, uint8_t *dst, size_t room)
+// n_status: how many of b's frames are STATUS, less those taken here.
+static size_t take_run(struct buf *b, size_t *off, uint8_t *dst, size_t room, unsigned *n_status)
 {
-    size_t n = frame_run(b->data + *off, b->len - *off, room);
+    size_t n = b->len - *off;
+    unsigned taken = *n_status;
+    if (n > room)
+        n = frame_run(b->data + *off, n, room, &taken);
+    *n_status -= taken;
     if (n)
         memcpy(dst, b->data + *off, n);
     *off += n;
@@ -51,9 +56,18 @@ static size_t take_run(struct buf *b, size_t *off, uint8_t *dst, size_t room)
     return n;
 }
 
-static size_t take_calls(struct conn *c, uint8_t *dst, size_t room)
+static size_t take_control(struct conn *c, uint8_t *dst, size_t room)
 {
-    size_t n = take_run(&c->calls, &c->calls_off, dst, room);
+    unsigned none = 0;
+    return take_run(&c->control, &c->control_off, dst, room, &none);
+}
+
+// A call counts until its STATUS is acknowledged, so each record knows how many it holds.
+static size_t take_calls(struct conn *c, uint8_t *dst, size_t room, unsigned *n_status)
+{
+    *n_status += c->calls_n_status;
+    size_t n = take_run(&c->calls, &c->calls_off, dst, room, &c->calls_n_status);
+    *n_status -= c->calls_n_status;
     c->calls_taken += n;
     return n;
 }
@@ -115,7 +129,8 @@ static size_t take_ready(struct conn *c, struct list *l, uint8_t *dst, size_t ro
         out += n;
         if (n) {
             conn_touch(c, f);
-            flow_post(f, f->raw ? FLOW_SEALED | FLOW_WRITABLE : FLOW_WRITABLE);
+            if (f->raw || flow_can_write(f)) // a writer that waits for more is left asleep
+                flow_post(f, f->raw ? FLOW_SEALED | FLOW_WRITABLE : FLOW_WRITABLE);
         }
         if (!f->tx_head && f->tx_half_pending && room - out >= FRAME_HEAD_MAX) {
             out += frame_head(dst + out, FRAME_END, 0, f->id, 0);
@@ -170,13 +185,14 @@ static bool send_record(struct conn *c, bool only_control)
         c->rx_unacked_bytes = 0;
         c->ack_now = false;
     }
-    n += take_run(&c->control, &c->control_off, p + n, want - n);
+    unsigned n_status = 0;
+    n += take_control(c, p + n, want - n);
     if (!only_control)
-        n += take_calls(c, p + n, want - n);
+        n += take_calls(c, p + n, want - n, &n_status);
     if (flows_may && !conn_pending(&c->calls, c->calls_off)) {
         n += take_ready(c, &c->ready_urgent, p + n, want - n);
         n += take_ready(c, &c->ready_bulk, p + n, want - n);
-        n += take_calls(c, p + n, want - n);
+        n += take_calls(c, p + n, want - n, &n_status);
     }
     if (n == 0) {
         c->o.ops->msg_free(m);
@@ -185,11 +201,7 @@ static bool send_record(struct conn *c, bool only_control)
     size_t size = chan_seal(c->chan, data, n, NULL);
     c->o.ops->msg_shorten(m, size);
     struct sent *s = &c->sent[c->tx_records++ % CONN_UNACKED_CONTROL_MAX];
-    *s = (struct sent){.bytes = (uint32_t)size, .at_us = c->now_us};
-    if (!conn_pending(&c->calls, c->calls_off)) {
-        s->n_status = c->calls_n_status;
-        c->calls_n_status = 0;
-    }
+    *s = (struct sent){.bytes = (uint32_t)size, .n_status = n_status, .at_us = c->now_us};
     c->unacked_bytes += size;
     c->bytes_out += size;
     c->last_send_us = c->now_us;

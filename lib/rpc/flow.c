@@ -23,6 +23,7 @@ void flow_init(struct flow *f, const struct flow_ops *ops)
     f->rx_tail = &f->rx_head;
     list_init(&f->all);
     list_init(&f->ready);
+    list_init(&f->assembling);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -145,14 +146,17 @@ void flow_remove(struct flow *f)
         c->last_flow = NULL;
     drop_tx(f);
     c->rx_held -= f->rx_held;
+    size_t unfinished = f->part_cost;
+    flow_part_ends(f);
     if (c->o.is_server) {
-        size_t owed = f->part_cost;
+        size_t owed = unfinished;
         for (struct rx_msg *m = f->rx_head; m; m = m->next)
             owed += m->cost;
         drop_rx(f);
         conn_give_credit(c, owed);
     }
     f->rx_held = 0;
+    conn_feed_parts(c);
     flow_post(f, FLOW_DROP);
 }
 
@@ -182,9 +186,9 @@ void flow_make_ready(struct flow *f)
 
 struct chunk *chunk_new(size_t n)
 {
-    struct chunk *c = mem_alloc(sizeof *c + n);
+    struct chunk *c = mem_alloc_unset(sizeof *c + n);
     if (c)
-        c->n = n;
+        *c = (struct chunk){.n = n};
     return c;
 }
 
@@ -288,23 +292,92 @@ void flow_abort(struct flow *f, enum status code, const char *msg)
     flow_remove(f);
 }
 
-void flow_grant(struct flow *f, size_t cost)
+// The stream's share of a grant. may_grow: a reader that keeps up gets a larger window, or distance
+// would set the speed.
+static void grant_stream(struct flow *f, size_t cost, bool may_grow)
 {
     struct conn *c = f->conn;
-    conn_give_credit(c, cost);
     if (!f->is_added || f->rx_half)
         return;
     f->rx_grant += (int64_t)cost;
     if (f->rx_grant < f->rx_window / 4)
         return;
-    // A reader that keeps up gets a larger window, or distance would set the speed.
-    if (!f->raw && f->rx_held == 0 && f->rx_window < CONN_STREAM_CREDIT_MAX) {
+    if (may_grow && !f->raw && !f->rx_head && f->rx_window < CONN_STREAM_CREDIT_MAX) {
         f->rx_grant += f->rx_window;
         f->rx_window *= 2;
     }
     frame_put_number(&c->control, FRAME_WINDOW, f->id, (uint64_t)f->rx_grant);
     f->rx_credit += f->rx_grant;
     f->rx_grant = 0;
+}
+
+// The others' share of what is held is small enough for larger windows.
+static bool is_easy(const struct flow *f)
+{
+    const struct conn *c = f->conn;
+    return !conn_has_rx_credit(c) || c->rx_held - f->rx_held <= CONN_HELD_EASY;
+}
+
+void flow_grant(struct flow *f, size_t cost)
+{
+    conn_give_credit(f->conn, cost);
+    grant_stream(f, cost, is_easy(f));
+}
+
+// ---------------------------------------------------------------- messages in parts
+//
+// A message is handed over whole, so its parts give their credit back at once: it could never end
+// otherwise. Of a client link's many unfinished messages all get it while they hold little
+// together, then the oldest alone, so that one after the other is completed. Connection credit
+// always goes back, since parts of younger messages that are still on their way must not use up
+// what the oldest one needs. So a peer that keeps to its windows is never refused, and holds at
+// most
+//
+//   CONN_HELD_HIGH + a window of 64 KiB for each of its calls + one whole message
+//
+// in parts. What is whole is a reader's to take, whom nobody else can hurry: when that is much,
+// unfinished messages wait.
+
+void conn_feed_parts(struct conn *c)
+{
+    bool oldest = true;
+    if (!conn_has_rx_credit(c))
+        return;
+    list_for_each(it, &c->assembling)
+    {
+        struct flow *f = list_entry(it, struct flow, assembling);
+        bool high = c->rx_held > CONN_HELD_HIGH;
+        if (f->rx_head) // its reader comes first
+            continue;
+        if (high && (!oldest || c->rx_held - c->rx_parts > CONN_HELD_WHOLE))
+            return;
+        size_t cost = f->part_wait;
+        f->part_wait = 0;
+        if (cost)
+            grant_stream(f, cost, oldest || is_easy(f));
+        oldest = false;
+    }
+}
+
+void flow_grant_part(struct flow *f, size_t cost)
+{
+    struct conn *c = f->conn;
+    if (!conn_has_rx_credit(c)) {
+        flow_grant(f, cost);
+        return;
+    }
+    conn_give_credit(c, cost);
+    f->part_wait += cost;
+    conn_feed_parts(c);
+}
+
+void flow_part_ends(struct flow *f)
+{
+    f->conn->rx_parts -= f->part_len;
+    f->part_len = f->part_cap = f->part_cost = 0;
+    grant_stream(f, f->part_wait, false);
+    f->part_wait = 0;
+    list_remove(&f->assembling);
 }
 
 struct rx_msg *flow_take(struct flow *f)
@@ -324,8 +397,11 @@ struct rx_msg *flow_take(struct flow *f)
             // could never end.
             size_t behind = f->rx_head ? 0 : f->part_cost;
             f->part_cost -= behind;
-            flow_grant(f, m->cost + behind);
+            flow_grant(f, m->cost);
+            if (behind)
+                flow_grant_part(f, behind);
         }
+        conn_feed_parts(f->conn);
     }
     return m;
 }

@@ -81,15 +81,16 @@ bool frame_number(const struct frame *f, uint64_t *ret)
     return get_varint(&p, f->p + f->n, UINT64_MAX, ret);
 }
 
-size_t frame_run(const uint8_t *p, size_t n, size_t max)
+size_t frame_run(const uint8_t *p, size_t n, size_t max, unsigned *ret_n_status)
 {
-    if (n <= max)
-        return n;
     const uint8_t *at = p, *end = p + n;
     size_t run = 0;
     struct frame f;
-    while (frame_next(&at, end, &f) && (size_t)(at - p) <= max)
+    *ret_n_status = 0;
+    while (frame_next(&at, end, &f) && (size_t)(at - p) <= max) {
         run = (size_t)(at - p);
+        *ret_n_status += f.type == FRAME_STATUS;
+    }
     return run;
 }
 

@@ -46,8 +46,9 @@ void frame_put(struct buf *b, enum frame_type type, unsigned flags, uint32_t id,
                size_t n);
 void frame_put_number(struct buf *b, enum frame_type type, uint32_t id, uint64_t v);
 bool frame_number(const struct frame *f, uint64_t *ret) MUST_CHECK;
-// Length of the run of whole frames at the start of p that fits into max bytes.
-size_t frame_run(const uint8_t *p, size_t n, size_t max);
+// Length of the run of whole frames at the start of p that fits into max bytes, which are fewer than
+// n. ret_n_status: how many of them are STATUS.
+size_t frame_run(const uint8_t *p, size_t n, size_t max, unsigned *ret_n_status);
 
 #define FRAME_METHOD_MAX 127
 #define FRAME_ROUTE_MAX 127

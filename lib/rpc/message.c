@@ -133,9 +133,9 @@ struct pool {
 static struct block *block_new(struct pool *a, size_t need)
 {
     size_t cap = need > a->hint ? need : a->hint;
-    struct block *b = mem_alloc(HEAD + cap);
+    struct block *b = mem_alloc_unset(HEAD + cap);
     if (b)
-        b->cap = cap;
+        *b = (struct block){.cap = cap};
     return b;
 }
 

@@ -1,0 +1,137 @@
+// Many calls at once on one connection: all of them end well, and hold a bounded amount of memory.
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "rpc/internal.h"
+#include "rpc/test_util.h"
+
+#define LONG_MS 120000
+
+struct load {
+    struct rpc_client *client;
+    int method;
+    size_t size;
+    uint8_t *data;
+    pthread_mutex_t lock;
+    pthread_cond_t cond;
+    unsigned n_left, n_active, n_failed; // to begin, in flight
+    unsigned n_idle;                     // never begun
+};
+
+static bool begin_one(struct load *l);
+
+static void on_reply(void *ud, enum status s, ProtobufCMessage *reply, const struct err *err)
+{
+    struct load *l = ud;
+    const Note *n = (const Note *)(void *)reply;
+    bool ok = s == STATUS_OK && n->data.len == l->size &&
+              (l->size == 0 || memcmp(n->data.data, l->data, l->size) == 0);
+    rpc_message_free(reply);
+    if (!ok)
+        print_error("%s: %s\n", status_name(s), err->msg);
+    if (!ok || !begin_one(l)) {
+        pthread_mutex_lock(&l->lock);
+        l->n_failed += !ok;
+        l->n_active--;
+        pthread_cond_signal(&l->cond);
+        pthread_mutex_unlock(&l->lock);
+    }
+}
+
+static bool begin_one(struct load *l)
+{
+    Note req;
+    pthread_mutex_lock(&l->lock);
+    bool more = l->n_left > 0;
+    l->n_left -= more;
+    pthread_mutex_unlock(&l->lock);
+    if (!more)
+        return false;
+    note_init(&req);
+    req.data = (ProtobufCBinaryData){.len = l->size, .data = l->data};
+    struct rpc_opts o = {.deadline_us = time_deadline_in_ms(LONG_MS)};
+    rpc_unary_async(l->client, &test_service.methods[l->method], &o, &req.base, on_reply, l);
+    return true;
+}
+
+// n calls, in_flight of them at a time; none may fail.
+static void run_load(struct rpc_client *c, int method, size_t size, unsigned n, unsigned in_flight)
+{
+    struct load l = {.client = c,
+                     .method = method,
+                     .size = size,
+                     .data = mem_alloc(size),
+                     .lock = PTHREAD_MUTEX_INITIALIZER,
+                     .cond = PTHREAD_COND_INITIALIZER,
+                     .n_left = n,
+                     .n_active = in_flight};
+    assert_non_null(l.data);
+    note_fill(l.data, size, 7);
+    for (unsigned i = 0; i < in_flight; i++) {
+        if (!begin_one(&l)) // those before have been as quick as that
+            l.n_idle++;
+    }
+    pthread_mutex_lock(&l.lock);
+    while (l.n_active > l.n_idle)
+        pthread_cond_wait(&l.cond, &l.lock); // every call has a deadline
+    pthread_mutex_unlock(&l.lock);
+    assert_int_equal(l.n_failed, 0);
+    mem_free(l.data);
+}
+
+// What the server's connections held at most.
+static size_t held_most(struct world *w)
+{
+    size_t n = 0, most = 0;
+    struct conn **all = server_conns(w->s, &n);
+    for (size_t i = 0; i < n; i++) {
+        conn_lock(all[i]);
+        most = all[i]->rx_held_most > most ? all[i]->rx_held_most : most;
+        conn_unlock(all[i]);
+        conn_unref(all[i]);
+    }
+    mem_free(all);
+    return most;
+}
+
+static void test_large_messages_at_once_take_turns_in_bounded_memory(void **state)
+{
+    (void)state;
+    enum { N = 64, SIZE = 512 << 10 };
+    struct world w;
+    world_init(&w);
+    world_serve(&w, "tcp://127.0.0.1:0", true);
+    struct rpc_client *c = world_client(&w);
+    run_load(c, ECHO, SIZE, N, N);
+    // Parts of all, what waits for handlers, and the one that is being completed meanwhile.
+    size_t bound = CONN_HELD_HIGH + (size_t)N * CONN_STREAM_CREDIT + CONN_HELD_WHOLE + 2 * SIZE;
+    assert_in_range(held_most(&w), SIZE, bound);
+    rpc_client_free(c);
+    world_done(&w);
+}
+
+// The server counts a call until its STATUS is acknowledged: with answers that fill more than a
+// record, too.
+static void test_as_many_calls_as_allowed_are_never_too_many(void **state)
+{
+    (void)state;
+    struct world w;
+    world_init(&w);
+    world_serve(&w, "tcp://127.0.0.1:0", true);
+    struct rpc_client *c = world_client(&w);
+    run_load(c, ECHO_INLINE, 4096, 1000, 128);
+    run_load(c, ECHO, 4096, 1000, 128);
+    rpc_client_free(c);
+    world_done(&w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_large_messages_at_once_take_turns_in_bounded_memory),
+        cmocka_unit_test(test_as_many_calls_as_allowed_are_never_too_many),
+    };
+    return cmocka_run_group_tests(tests, NULL, group_done);
+}
