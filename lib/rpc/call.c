@@ -77,12 +77,12 @@ static bool grant_is_good(const struct rpc_call *c)
     return !p || p->link != CHAN_LINK_SERVICE || rpc_server_trusts_peer(c->server, p);
 }
 
-enum status call_authorise(struct rpc_call *c, struct err *err)
+enum status call_authorise(struct rpc_call *c, unsigned allow, struct err *err)
 {
     const struct rpc_method *m = c->entry->m;
     const struct chan_peer *peer = chan_peer(c->flow.conn->chan);
     if (peer->link == CHAN_LINK_ENROL) {
-        c->authorised = m->allow & ROLE_JOINER;
+        c->authorised = allow & ROLE_JOINER;
         return c->authorised ? STATUS_OK
                              : err_set(err, STATUS_PERMISSION_DENIED,
                                        "%s: a join secret opens enrolment only", m->name);
@@ -103,9 +103,9 @@ enum status call_authorise(struct rpc_call *c, struct err *err)
             have |= USER_ROLES;
     }
     c->authorised = true;
-    if (m->allow & have)
+    if (allow & have)
         return STATUS_OK;
-    if (!c->token && (m->allow & USER_ROLES))
+    if (!c->token && (allow & USER_ROLES))
         return err_set(err, STATUS_UNAUTHENTICATED, "%s needs an access token: sign in first",
                        m->name);
     return err_set(err, STATUS_PERMISSION_DENIED, "%s: the caller's role does not allow it",
@@ -490,6 +490,9 @@ static void check_open(struct rpc_server *s, struct conn *conn, const struct met
 {
     unsigned most = server_max_calls(s, conn);
     bool for_clients = e && (e->m->allow & (ROLE_ANON | USER_ROLES));
+    // Who has heard of the GOAWAY opens no more calls, and what crossed it is repeated elsewhere;
+    // but for streams that the client writes: those it could not repeat.
+    bool may_repeat = !e || takes_request(e->m);
     r->code = STATUS_OK;
     if (s->is_closing || conn->draining)
         refuse(r, STATUS_UNAVAILABLE, RPC_REASON_NOT_STARTED, "the server is shutting down");
@@ -511,12 +514,17 @@ static void check_open(struct rpc_server *s, struct conn *conn, const struct met
                RPC_METADATA_MAX, RPC_METADATA_MAX_BYTES);
 }
 
+static bool is_elsewhere(const struct rpc_server *s, const struct rpc_method *m, const char *route)
+{
+    return route[0] && s->elsewhere && s->elsewhere(s->elsewhere_ud, m, route);
+}
+
 void call_open(struct rpc_server *s, struct conn *conn, uint32_t id, const struct frame_open *o)
 {
     struct method_entry *e = server_method(s, o->method);
     struct refusal r;
     check_open(s, conn, e, o, &r);
-    bool routed = r.code == STATUS_OK && !e->thunk;
+    bool routed = r.code == STATUS_OK && (!e->thunk || is_elsewhere(s, e->m, o->route));
     struct rpc_call *c = r.code == STATUS_OK ? call_new(s, e, o, conn->now_us) : NULL;
     if (c && routed && !(c->proxy = proxy_new(c))) {
         flow_done(&c->flow);

@@ -85,13 +85,12 @@ static void metrics_end(struct rpc_call *c, enum status s, const struct rpc_timi
 static enum status auth_arrived(struct rpc_call *c, struct err *err)
 {
     // A verified token needs no thread to wait on.
-    bool known = !c->token || token_is_fresh(c->token) || c->token->is_verified;
-    return known ? call_authorise(c, err) : STATUS_OK;
+    return call_is_known(c) ? call_authorise(c, c->entry->m->allow, err) : STATUS_OK;
 }
 
 static enum status auth_before(struct rpc_call *c, struct err *err)
 {
-    return c->authorised ? STATUS_OK : call_authorise(c, err);
+    return c->authorised ? STATUS_OK : call_authorise(c, c->entry->m->allow, err);
 }
 
 // ---------------------------------------------------------------- limits

@@ -89,6 +89,9 @@ struct rpc_server {
     rpc_route_fn route;
     void *route_ud;
     struct conn *table[N_CONN_BUCKETS]; // by pipe
+    rpc_elsewhere_fn elsewhere; // NULL: nothing served here is
+    void *elsewhere_ud;
+    unsigned elsewhere_allow;
     struct list half_open, conns;       // oldest first
     unsigned n_half_open, max_half_open, n_conns;
     struct token_cache *tokens;
@@ -157,8 +160,13 @@ struct rpc_call {
 };
 // A peer opened a call: under conn's lock, from server_conn_owner.
 void call_open(struct rpc_server *s, struct conn *c, uint32_t id, const struct frame_open *o);
-// The caller may call: node roles, user roles, token. May block in the verifier.
-enum status call_authorise(struct rpc_call *c, struct err *err) MUST_CHECK;
+// The caller may call, having one of the roles in `allow`: node roles, user roles, token. May block
+// in the verifier, unless call_is_known().
+enum status call_authorise(struct rpc_call *c, unsigned allow, struct err *err) MUST_CHECK;
+static inline bool call_is_known(const struct rpc_call *c)
+{
+    return !c->token || token_is_fresh(c->token) || c->token->is_verified;
+}
 // Ends the call towards its caller; with a status other than OK there is no reply.
 void call_answer(struct rpc_call *c, enum status s, const ProtobufCMessage *reply,
                  const struct err *err);

@@ -273,12 +273,11 @@ static void on_ready(struct client_waiter *w)
     client_leave(cl);
 }
 
-void proxy_start(struct rpc_call *c)
+static void begin(struct rpc_call *c)
 {
     struct rpc_server *s = c->server;
     struct proxy *p = c->proxy;
     struct err err = ERR_INIT;
-    chain_forwarded(c);
     enum status st = s->route(s->route_ud, c->entry->m, c->route, &p->client, &err);
     if (st == STATUS_OK && !p->client)
         st = err_set(&err, STATUS_UNAVAILABLE, "no service is known for this call");
@@ -298,4 +297,43 @@ void proxy_start(struct rpc_call *c)
     p->waiter.fn = on_ready;
     p->waiter.until_us = client_connect_deadline(p->client, c->deadline_us);
     client_when_ready(p->client, &p->waiter);
+}
+
+// ---------------------------------------------------------------- meant for another server
+
+static void admit_and_begin(struct rpc_call *c)
+{
+    struct err err = ERR_INIT;
+    enum status s = call_authorise(c, c->server->elsewhere_allow, &err);
+    conn_lock(c->flow.conn);
+    struct frame_status st = c->flow.status;
+    conn_unlock(c->flow.conn);
+    if (st.code != STATUS_OK) // cancelled meanwhile
+        answer(c->proxy, &st);
+    else if (s == STATUS_OK)
+        begin(c);
+    else
+        refuse(c, s, err.msg);
+}
+
+static void admit_job(void *ud)
+{
+    struct rpc_call *c = ud;
+    struct rpc_call *before = rpc_call_enter(c);
+    admit_and_begin(c);
+    rpc_call_enter(before);
+    call_unref(c);
+}
+
+void proxy_start(struct rpc_call *c)
+{
+    chain_forwarded(c);
+    if (!c->entry->thunk) {
+        begin(c);
+    } else if (call_is_known(c)) {
+        admit_and_begin(c);
+    } else if (!work_pool_submit(c->server->o.pool, admit_job, call_ref(c))) {
+        refuse(c, STATUS_UNAVAILABLE, "the gateway is overloaded: try again later");
+        call_unref(c);
+    }
 }

@@ -239,6 +239,12 @@ typedef enum status (*rpc_route_fn)(void *ud, const struct rpc_method *m, const 
 // known  table of all methods that may be forwarded (the gateway's view of every proto)
 void rpc_server_set_router(struct rpc_server *s, const struct rpc_service *const *known,
                            size_t n_known, rpc_route_fn fn, void *ud);
+// A call of a method that is served here as well may be meant for another server, which its route
+// names: fn says so (on the I/O strand: must not block), and such a call is forwarded. Its caller
+// must have one of the roles in `allow` before the router is asked; what the method itself allows is
+// for the server that gets it to find. Must precede listen.
+typedef bool (*rpc_elsewhere_fn)(void *ud, const struct rpc_method *m, const char *route);
+void rpc_server_set_elsewhere(struct rpc_server *s, rpc_elsewhere_fn fn, void *ud, unsigned allow);
 
 // For what outlives a call, such as a subscription: would its caller still be let in?
 bool rpc_server_trusts_peer(const struct rpc_server *s, const struct chan_peer *peer);

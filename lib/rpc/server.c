@@ -109,6 +109,14 @@ void rpc_server_set_router(struct rpc_server *s, const struct rpc_service *const
         }
     }
 }
+
+void rpc_server_set_elsewhere(struct rpc_server *s, rpc_elsewhere_fn fn, void *ud, unsigned allow)
+{
+    s->elsewhere = fn;
+    s->elsewhere_ud = ud;
+    s->elsewhere_allow = allow;
+}
+
 // ---------------------------------------------------------------- time
 
 void server_call_late(struct rpc_server *s, struct rpc_call *c)

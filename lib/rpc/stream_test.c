@@ -311,6 +311,78 @@ static void test_gateway_passes_status_token_and_no_node_role(void **state)
     gateway_done(&g);
 }
 
+static bool is_elsewhere(void *ud, const struct rpc_method *m, const char *name)
+{
+    (void)ud;
+    (void)m;
+    return strcmp(name, "here") != 0;
+}
+
+static uint64_t n_calls_behind(struct gateway *g)
+{
+    struct rpc_server_stats st;
+    rpc_server_get_stats(g->w.s, &st);
+    return st.n_calls;
+}
+
+static void expect_note(struct gateway *g, const char *token, const char *name, enum status want,
+                        bool is_behind)
+{
+    Note req, *ret = NULL;
+    struct err err = ERR_INIT;
+    struct rpc_opts o = {
+        .token = token, .route = name, .deadline_us = time_deadline_in_ms(LONG_MS)};
+    uint64_t before = n_calls_behind(g);
+    note_init(&req);
+    assert_int_equal(call_note(g->c, ECHO, &o, &req, &ret, &err), want);
+    assert_int_equal(n_calls_behind(g) - before, is_behind);
+    rpc_message_free(ret);
+}
+
+// The gateway serves the same methods itself.
+static void test_gateway_forwards_what_its_route_means_for_another(void **state)
+{
+    (void)state;
+    static const struct rpc_service *const known[] = {&test_service};
+    struct gateway g;
+    struct err err = ERR_INIT;
+    world_init(&g.w);
+    world_serve(&g.w, "tcp://127.0.0.1:0", false);
+    g.up = world_client(&g.w);
+    struct rpc_server_opts so = world_server_opts(&g.w);
+    g.s = rpc_server_new(&so, &err);
+    assert_non_null(g.s);
+    world_add(&g.w, g.s);
+    rpc_server_set_router(g.s, known, 1, route, &g);
+    rpc_server_set_elsewhere(g.s, is_elsewhere, &g, ROLE_ADMIN);
+    assert_int_equal(rpc_server_listen(g.s, "tcp://127.0.0.1:0", true, g.url, &err), STATUS_OK);
+    g.c = world_client_to(&g.w, g.url, true);
+
+    expect_note(&g, NULL, NULL, STATUS_OK, false);
+    expect_note(&g, NULL, "here", STATUS_OK, false);
+    for (int i = 0; i < 2; i++) { // the second time the token is known
+        expect_note(&g, "nobody's", "there", STATUS_UNAUTHENTICATED, false);
+        expect_note(&g, "user", "there", STATUS_PERMISSION_DENIED, false);
+        expect_note(&g, "admin", "there", STATUS_OK, true);
+        expect_note(&g, "admin", "nowhere", STATUS_NOT_FOUND, false);
+        expect_note(&g, "admin", "here", STATUS_OK, false);
+    }
+    expect_note(&g, NULL, "there", STATUS_UNAUTHENTICATED, false); // though anybody may echo
+
+    struct rpc_opts o = {.token = "admin", .route = "there"};
+    Note req, *got = NULL;
+    struct rpc_stream *st = NULL;
+    note_init(&req);
+    req.number = 20;
+    assert_int_equal(rpc_stream_open(g.c, &test_service.methods[COUNT], &o, &req.base, &st, &err),
+                     STATUS_OK);
+    expect_numbers(st, 0, 20);
+    assert_int_equal(rpc_stream_recv(st, (ProtobufCMessage **)(void *)&got, &err), STATUS_OK);
+    assert_null(got);
+    rpc_stream_free(st);
+    gateway_done(&g);
+}
+
 static void test_gateway_cancels_upstream_when_the_client_goes(void **state)
 {
     (void)state;
@@ -419,6 +491,7 @@ int main(void)
         cmocka_unit_test(test_sender_waits_for_a_reader_that_does_not_read),
         cmocka_unit_test(test_gateway_forwards_every_kind),
         cmocka_unit_test(test_gateway_passes_status_token_and_no_node_role),
+        cmocka_unit_test(test_gateway_forwards_what_its_route_means_for_another),
         cmocka_unit_test(test_gateway_cancels_upstream_when_the_client_goes),
         cmocka_unit_test(test_gateway_reports_a_lost_service),
         cmocka_unit_test(test_a_full_pool_delays_a_deferred_writer_only),
