@@ -490,9 +490,6 @@ static void check_open(struct rpc_server *s, struct conn *conn, const struct met
 {
     unsigned most = server_max_calls(s, conn);
     bool for_clients = e && (e->m->allow & (ROLE_ANON | USER_ROLES));
-    // Who has heard of the GOAWAY opens no more calls, and what crossed it is repeated elsewhere;
-    // but for streams that the client writes: those it could not repeat.
-    bool may_repeat = !e || takes_request(e->m);
     r->code = STATUS_OK;
     if (s->is_closing || conn->draining)
         refuse(r, STATUS_UNAVAILABLE, RPC_REASON_NOT_STARTED, "the server is shutting down");
