@@ -2,7 +2,9 @@
 //
 // Received messages go from the transport's thread to the connection's inbox; one task at a time
 // empties it on a small pool of I/O threads, so a connection's records are opened in order and
-// connections in parallel.
+// connections in parallel. A transport that is serial does as much by itself: there records are
+// opened on the thread that brings them, and only handshakes take the way through the inbox, so
+// that a flood of them does not hold up the connections that share the thread.
 #include <errno.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -19,18 +21,20 @@
 
 // ---------------------------------------------------------------- connections
 
-static struct conn **table_at(struct rpc_server *s, uint32_t pipe)
+// Each listener's transport numbers its pipes by itself.
+static struct conn **table_at(const struct listener *l, uint32_t pipe)
 {
-    struct conn **at = &s->table[pipe % N_CONN_BUCKETS];
-    while (*at && (*at)->o.pipe != pipe)
+    struct conn **at = &l->server->table[pipe % N_CONN_BUCKETS];
+    while (*at && ((*at)->o.pipe != pipe || (*at)->ud != l))
         at = &(*at)->table_next;
     return at;
 }
 
-static struct conn *find_conn(struct rpc_server *s, uint32_t pipe)
+static struct conn *find_conn(const struct listener *l, uint32_t pipe)
 {
+    struct rpc_server *s = l->server;
     pthread_mutex_lock(&s->lock);
-    struct conn *c = *table_at(s, pipe);
+    struct conn *c = *table_at(l, pipe);
     if (c)
         conn_ref(c);
     pthread_mutex_unlock(&s->lock);
@@ -206,7 +210,7 @@ static void run_inbox(void *ud)
     conn_unref(c);
 }
 
-// From nng's threads. m NULL: the pipe is gone.
+// From the transport's threads. m NULL: the pipe is gone.
 static void deliver(struct rpc_server *s, struct conn *c, struct transport_msg *m, const char *why)
 {
     bool schedule = false;
@@ -234,6 +238,23 @@ static void deliver(struct rpc_server *s, struct conn *c, struct transport_msg *
     }
 }
 
+// On the thread that tells of the pipe: what came before has been dealt with, and what comes may be
+// dealt with here. From then on it always is.
+static bool is_inline(struct conn *c)
+{
+    if (c->is_inline || !c->o.ops->is_serial)
+        return c->is_inline;
+    pthread_mutex_lock(&c->inbox_lock);
+    bool is_idle = !c->inbox_scheduled;
+    pthread_mutex_unlock(&c->inbox_lock);
+    if (!is_idle)
+        return false;
+    conn_lock(c);
+    c->is_inline = c->ready;
+    conn_unlock(c);
+    return c->is_inline;
+}
+
 static bool on_attach(void *ud, uint32_t pipe)
 {
     struct listener *l = ud;
@@ -258,7 +279,7 @@ static bool on_attach(void *ud, uint32_t pipe)
         return false;
     struct conn *victim = NULL;
     pthread_mutex_lock(&s->lock);
-    *table_at(s, pipe) = c;
+    *table_at(l, pipe) = c;
     list_push_back(&s->half_open, &c->link);
     c->is_listed = true;
     s->stats.n_conns++;
@@ -278,26 +299,29 @@ static void on_detach(void *ud, uint32_t pipe)
     struct listener *l = ud;
     struct rpc_server *s = l->server;
     pthread_mutex_lock(&s->lock);
-    struct conn **at = table_at(s, pipe), *c = *at;
+    struct conn **at = table_at(l, pipe), *c = *at;
     if (c)
         *at = c->table_next;
     pthread_mutex_unlock(&s->lock);
     if (!c)
         return;
-    deliver(s, c, NULL, "closed");
+    if (is_inline(c))
+        server_kill_conn(c, "closed");
+    else
+        deliver(s, c, NULL, "closed");
     conn_unref(c);
 }
 
 static void on_receive(void *ud, uint32_t pipe, struct transport_msg *m, bool more)
 {
-    (void)more; // the inbox shows
     struct listener *l = ud;
-    struct conn *c = find_conn(l->server, pipe);
-    if (!c) {
+    struct conn *c = find_conn(l, pipe);
+    if (!c)
         l->ops->msg_free(m);
-        return;
-    }
-    deliver(l->server, c, m, NULL);
+    else if (is_inline(c))
+        conn_input(c, m, more);
+    else
+        deliver(l->server, c, m, NULL);
     conn_unref(c);
 }
 
