@@ -41,13 +41,16 @@ struct conn *conn_new(const struct conn_opts *o)
     list_init(&c->flows);
     list_init(&c->assembling);
     list_init(&c->link);
+    list_init(&c->crowd);
     c->hash = hash;
     c->hash_mask = n_buckets - 1;
     c->post_tail = &c->post_head;
     c->window = CONN_WINDOW_MIN;
     c->tx_credit = conn_has_tx_credit(c) ? CONN_CLIENT_CREDIT : UNLIMITED;
     c->rx_credit = conn_has_rx_credit(c) ? CONN_CLIENT_CREDIT : UNLIMITED;
-    c->next_tick_us = c->born_us + CONN_HALF_OPEN_US;
+    if (c->o.handshake_us == 0)
+        c->o.handshake_us = CONN_HANDSHAKE_US;
+    c->next_tick_us = c->born_us + c->o.handshake_us;
     return c;
 }
 
@@ -267,8 +270,8 @@ int64_t conn_tick(struct conn *c, int64_t now_us)
         int64_t silent = now_us - c->last_rx_us;
         int64_t oldest =
             conn_n_unacked(c) ? c->sent[c->tx_acked % CONN_UNACKED_CONTROL_MAX].at_us : now_us;
-        if (half_open && now_us - c->born_us >= CONN_HALF_OPEN_US)
-            conn_kill(c, "the handshake took too long");
+        if (half_open && now_us - c->born_us >= c->o.handshake_us)
+            conn_kill(c, "timed out in the handshake");
         else if (!half_open && (silent >= 2 * c->o.ping_us || now_us - oldest >= 2 * c->o.ping_us))
             conn_kill(c, "the peer is silent");
         else if (c->end_at_us && now_us >= c->end_at_us)
@@ -277,7 +280,7 @@ int64_t conn_tick(struct conn *c, int64_t now_us)
             frame_put(&c->control, FRAME_PING, 0, 0, NULL, 0);
             c->pinged = true;
         }
-        next = half_open ? c->born_us + CONN_HALF_OPEN_US
+        next = half_open ? c->born_us + c->o.handshake_us
                          : c->last_rx_us + (c->pinged ? 2 : 1) * c->o.ping_us;
         if (conn_n_unacked(c) && !half_open && oldest + 2 * c->o.ping_us < next)
             next = oldest + 2 * c->o.ping_us;

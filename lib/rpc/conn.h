@@ -30,6 +30,7 @@
 #define CONN_UNACKED_MAX 32
 #define CONN_UNACKED_CONTROL_MAX 40
 #define CONN_INBOX_MAX 64
+#define CONN_HANDSHAKE_US 5000000
 
 struct conn;
 struct flow;
@@ -135,6 +136,8 @@ void flow_post(struct flow *f, unsigned events);
 struct conn_owner { // callbacks; conn's lock is held and they must not block
     // server: a peer opens a call. Adds a flow, or answers with conn_refuse().
     void (*open)(struct conn *c, uint32_t id, const struct frame_open *o);
+    // server: the first message of its handshake came. False closes the connection instead.
+    bool (*knock)(struct conn *c);
     // server: AUTH. False closes the connection.
     bool (*auth)(struct conn *c, uint32_t slot, const void *token, size_t n);
     void (*ready)(struct conn *c);     // may send now
@@ -154,9 +157,10 @@ struct conn_opts {
     const struct conn_owner *owner;
     void *ud;
     bool is_server;
-    bool is_client_link; // NK: connection credit, limits on what is held
-    unsigned n_slots;    // sends in flight at most; 0 = no limit
-    int64_t ping_us;     // silence before a PING; twice that kills
+    bool is_client_link;  // NK: connection credit, limits on what is held
+    unsigned n_slots;     // sends in flight at most; 0 = no limit
+    int64_t ping_us;      // silence before a PING; twice that kills
+    int64_t handshake_us; // until it is done; 0 = CONN_HANDSHAKE_US
 };
 
 struct sent { // one unacknowledged record
@@ -170,6 +174,7 @@ struct conn {
     struct conn_opts o;
     struct chan *chan;
     bool ready, confirmed, dead, draining;
+    unsigned n_early;  // messages before it was ready
     bool input_corked; // the transport has more at hand
     unsigned corked;
     int64_t born_us, now_us;
@@ -219,6 +224,9 @@ struct conn {
     struct list link;
     struct conn *table_next;
     bool is_listed, confirmed_listed;
+    struct door_caller *caller; // while half open
+    struct list crowd;          // its half_open
+    bool has_knocked;
     struct transport_msg *inbox[CONN_INBOX_MAX];
     unsigned inbox_head, inbox_len;
     pthread_mutex_t inbox_lock;

@@ -7,7 +7,7 @@
 #define CONN_WINDOW_MAX (8U << 20)
 #define CONN_CALLS_HIGH (1U << 20) // small messages wait with their flow beyond this
 #define CONN_CALLS_MAX (4U << 20)
-#define CONN_HALF_OPEN_US 5000000
+#define CONN_EARLY_MAX 8 // messages before a handshake is done, strays included
 #define FLOW_DROP (1U << 31) // internal event: the connection's reference of the flow goes
 
 static inline bool conn_has_tx_credit(const struct conn *c)

@@ -324,10 +324,26 @@ static void became_ready(struct conn *c)
 {
     c->ready = true;
     c->next_tick_us = TIME_NEVER;
-    conn_want_tick(c, c->now_us + (c->confirmed ? c->o.ping_us : CONN_HALF_OPEN_US));
+    conn_want_tick(c, c->now_us + (c->confirmed ? c->o.ping_us : c->o.handshake_us));
     if (!c->o.is_server) // the first record confirms our half of the handshake
         frame_put(&c->control, FRAME_PING, 0, 0, NULL, 0);
     c->o.owner->ready(c);
+}
+
+// A stranger's message: may it be looked at?
+static bool may_come_in(struct conn *c)
+{
+    if (c->ready || !c->o.is_server)
+        return true;
+    if (++c->n_early > CONN_EARLY_MAX) {
+        conn_kill(c, "too many messages before the handshake");
+        return false;
+    }
+    if (c->n_early == 1 && c->o.owner->knock && !c->o.owner->knock(c)) {
+        conn_kill(c, "too many handshakes");
+        return false;
+    }
+    return true;
 }
 
 static void receive(struct conn *c, uint8_t *p, size_t n)
@@ -340,6 +356,8 @@ static void receive(struct conn *c, uint8_t *p, size_t n)
     struct err err = ERR_INIT;
     c->now_us = time_mono_us();
     c->bytes_in += n;
+    if (!may_come_in(c))
+        return;
     if (n > CHAN_MAX_RECORD)
         conn_kill(c, "oversized message");
     else if (chan_receive(c->chan, p, n, &out, &ev, &data, &len, &err) != STATUS_OK)

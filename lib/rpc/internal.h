@@ -5,10 +5,10 @@
 
 #include "base/list.h"
 #include "rpc/conn.h"
+#include "rpc/door.h"
 #include "rpc/rpc.h"
 
 #define DEFAULT_PING_MS 10000
-#define HALF_OPEN_MAX 4096
 
 // ---------------------------------------------------------------- clock.c
 // One thread that calls tick() at the times it asks for, or earlier when woken.
@@ -71,8 +71,9 @@ struct listener {
     struct rpc_server *server;
     const struct transport_ops *ops;
     struct transport *transport;
-    bool is_public; // clients, or newcomers: limits of a client link
-    unsigned links; // which kind of handshake: bits 1U << enum chan_link
+    bool is_public;         // clients, or newcomers: limits of a client link
+    bool is_local;          // only this machine can reach it
+    unsigned links;         // which kind of handshake: bits 1U << enum chan_link
     char url[RPC_URL_SIZE]; // the real address; server's lock
 };
 
@@ -93,7 +94,10 @@ struct rpc_server {
     void *elsewhere_ud;
     unsigned elsewhere_allow;
     struct list half_open, conns;       // oldest first
-    unsigned n_half_open, max_half_open, n_conns;
+    unsigned n_conns;
+    struct door *door;
+    struct rpc_server_stats told; // what the log has said of the door
+    int64_t told_us, tell_at_us;  // when it did, and will; 0: nothing to tell
     struct token_cache *tokens;
     struct work_pool *io;
     struct clock *clock;
@@ -116,6 +120,8 @@ void server_call_late(struct rpc_server *s, struct rpc_call *c);
 struct conn **server_conns(struct rpc_server *s, size_t *ret_n);
 void server_kill_conn(struct conn *c, const char *why); // takes its lock
 unsigned server_max_calls(const struct rpc_server *s, const struct conn *c);
+// Logs what the door did, now and then. Returns when it wants to again.
+int64_t server_tell_of_door(struct rpc_server *s, int64_t now_us);
 
 // ---------------------------------------------------------------- call.c
 
@@ -134,7 +140,7 @@ struct rpc_call {
     unsigned attempt;
     struct rpc_trace trace; // the caller's, with a span of our own
     uint8_t parent_span[8]; // the caller's; zeros when the trace begins here
-    struct cancel *cancel; // made when asked for; conn's lock
+    struct cancel *cancel;  // made when asked for; conn's lock
     struct arena *arena;
     ProtobufCMessage *req, *read_msg;
     int64_t retry_after_ms, deadline_us;

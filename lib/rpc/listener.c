@@ -6,6 +6,7 @@
 // opened on the thread that brings them, and only handshakes take the way through the inbox, so
 // that a flood of them does not hold up the connections that share the thread.
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 #include <sys/resource.h>
 
@@ -18,6 +19,42 @@
 #define SLOTS_SERVICE 1024
 #define PUBLIC_MIN_FILES 16384
 #define INBOX_ROUND 16
+#define TELL_US 10000000 // the log hears of refused strangers no oftener
+
+// ---------------------------------------------------------------- the door's news
+
+// Something was refused. Called with the server's lock held.
+static void door_news(struct rpc_server *s, int64_t now_us)
+{
+    if (s->tell_at_us)
+        return;
+    s->tell_at_us = now_us > s->told_us + TELL_US ? now_us : s->told_us + TELL_US;
+    clock_wake_at(s->clock, s->tell_at_us);
+}
+
+int64_t server_tell_of_door(struct rpc_server *s, int64_t now_us)
+{
+    pthread_mutex_lock(&s->lock);
+    int64_t at = s->tell_at_us ? s->tell_at_us : TIME_NEVER;
+    struct rpc_server_stats is = s->stats, was = s->told;
+    bool now = at <= now_us;
+    if (now) {
+        s->told = is;
+        s->told_us = now_us;
+        s->tell_at_us = 0;
+        at = TIME_NEVER;
+    }
+    unsigned half_open = door_n_half_open(s->door);
+    pthread_mutex_unlock(&s->lock);
+    if (now)
+        log_warn(s->o.log, "rpc_strangers_refused",
+                 F_I64("turned_away", (int64_t)(is.n_turned_away - was.n_turned_away)),
+                 F_I64("handshakes_refused",
+                       (int64_t)(is.n_handshakes_refused - was.n_handshakes_refused)),
+                 F_I64("crowded_out", (int64_t)(is.n_crowded_out - was.n_crowded_out)),
+                 F_I64("half_open", half_open));
+    return at;
+}
 
 // ---------------------------------------------------------------- connections
 
@@ -41,17 +78,25 @@ static struct conn *find_conn(const struct listener *l, uint32_t pipe)
     return c;
 }
 
-// Called with the server's lock held.
+// Called with the server's lock held, and so are those below.
+static void leave_door(struct rpc_server *s, struct conn *c, bool welcome)
+{
+    if (!c->caller)
+        return;
+    list_remove(&c->crowd);
+    door_leave(s->door, c->caller, c->has_knocked, welcome);
+    c->caller = NULL;
+}
+
 static void unlist(struct rpc_server *s, struct conn *c)
 {
+    leave_door(s, c, false);
     if (!c->is_listed)
         return;
     list_remove(&c->link);
     c->is_listed = false;
     if (c->confirmed_listed)
         s->n_conns--;
-    else
-        s->n_half_open--;
 }
 
 static void owner_confirmed(struct conn *c)
@@ -60,12 +105,27 @@ static void owner_confirmed(struct conn *c)
     struct rpc_server *s = l->server;
     pthread_mutex_lock(&s->lock);
     if (c->is_listed) {
-        unlist(s, c);
+        leave_door(s, c, true);
+        list_remove(&c->link);
         list_push_back(&s->conns, &c->link);
         c->is_listed = c->confirmed_listed = true;
         s->n_conns++;
     }
     pthread_mutex_unlock(&s->lock);
+}
+
+static bool owner_knock(struct conn *c)
+{
+    struct listener *l = c->ud;
+    struct rpc_server *s = l->server;
+    pthread_mutex_lock(&s->lock);
+    c->has_knocked = c->caller && door_knock(s->door, c->caller, c->now_us);
+    bool may = c->has_knocked;
+    s->stats.n_handshakes_refused += !may && c->caller;
+    if (!may)
+        door_news(s, c->now_us);
+    pthread_mutex_unlock(&s->lock);
+    return may;
 }
 
 static void owner_dead(struct conn *c)
@@ -148,6 +208,7 @@ static void owner_open(struct conn *c, uint32_t id, const struct frame_open *o)
 const struct conn_owner server_conn_owner = {
     .open = owner_open,
     .auth = owner_auth,
+    .knock = owner_knock,
     .ready = owner_ready,
     .confirmed = owner_confirmed,
     .goaway = owner_goaway,
@@ -255,16 +316,13 @@ static bool is_inline(struct conn *c)
     return c->is_inline;
 }
 
-static bool on_attach(void *ud, uint32_t pipe)
+static struct conn *accept_conn(struct listener *l, uint32_t pipe)
 {
-    struct listener *l = ud;
     struct rpc_server *s = l->server;
-    if (s->is_closing)
-        return false;
     struct err err = ERR_INIT;
     struct chan *chan = chan_accept(s->local, l->links, &err);
     if (!chan)
-        return false;
+        return NULL;
     struct conn_opts o = {.ops = l->ops,
                           .t = l->transport,
                           .pipe = pipe,
@@ -273,22 +331,68 @@ static bool on_attach(void *ud, uint32_t pipe)
                           .ud = l,
                           .is_server = true,
                           .is_client_link = l->is_public,
+                          .handshake_us = door_limits(s->door)->handshake_timeout_ms * 1000,
                           .ping_us = s->o.ping_after_ms * 1000};
-    struct conn *c = conn_new(&o);
-    if (!c)
+    return conn_new(&o);
+}
+
+// The one that must make room, if any; referenced. Called with the server's lock held.
+static struct conn *crowd_out(struct rpc_server *s, struct door_caller *caller)
+{
+    struct door_caller *crowd = door_crowd(s->door, caller);
+    if (!crowd || list_is_empty(&crowd->half_open))
+        return NULL;
+    struct conn *victim = conn_ref(list_entry(crowd->half_open.next, struct conn, crowd));
+    unlist(s, victim);
+    s->stats.n_crowded_out++;
+    return victim;
+}
+
+static struct door_caller *enter(struct listener *l, uint32_t pipe)
+{
+    struct rpc_server *s = l->server;
+    struct transport_addr addr = {0};
+    if (!l->is_local && !l->ops->peer(l->transport, pipe, &addr))
+        return NULL; // gone already
+    int64_t now = time_mono_us();
+    pthread_mutex_lock(&s->lock);
+    struct door_caller *caller = s->is_closing ? NULL : door_enter(s->door, &addr, now);
+    s->stats.n_turned_away += !caller && !s->is_closing;
+    if (!caller)
+        door_news(s, now);
+    pthread_mutex_unlock(&s->lock);
+    return caller;
+}
+
+static bool on_attach(void *ud, uint32_t pipe)
+{
+    struct listener *l = ud;
+    struct rpc_server *s = l->server;
+    struct door_caller *caller = enter(l, pipe);
+    if (!caller)
         return false;
+    struct conn *c = accept_conn(l, pipe);
     struct conn *victim = NULL;
     pthread_mutex_lock(&s->lock);
+    if (!c || s->is_closing) { // from here on nobody would tell it to go away
+        door_leave(s->door, caller, false, true);
+        pthread_mutex_unlock(&s->lock);
+        conn_unref(c);
+        return false;
+    }
+    c->caller = caller;
+    list_push_back(&caller->half_open, &c->crowd);
     *table_at(l, pipe) = c;
     list_push_back(&s->half_open, &c->link);
     c->is_listed = true;
     s->stats.n_conns++;
-    if (++s->n_half_open > s->max_half_open)
-        victim = conn_ref(list_entry(s->half_open.next, struct conn, link));
+    victim = crowd_out(s, caller);
+    if (victim)
+        door_news(s, c->born_us);
     pthread_mutex_unlock(&s->lock);
     clock_wake_at(s->clock, c->next_tick_us);
     if (victim) {
-        deliver(s, victim, NULL, "too many half-open connections");
+        deliver(s, victim, NULL, "crowded out by newer half-open connections");
         conn_unref(victim);
     }
     return true;
@@ -336,7 +440,8 @@ struct conn **server_conns(struct rpc_server *s, size_t *ret_n)
 {
     pthread_mutex_lock(&s->lock);
     size_t n = 0;
-    struct conn **all = mem_array((size_t)s->n_conns + s->n_half_open + 1, sizeof(struct conn *));
+    struct conn **all =
+        mem_array((size_t)s->n_conns + door_n_half_open(s->door) + 1, sizeof(struct conn *));
     struct list *lists[] = {&s->half_open, &s->conns};
     for (size_t i = 0; all && i < N_ELEMENTS(lists); i++) {
         list_for_each(it, lists[i])
@@ -370,7 +475,10 @@ static enum status raise_file_limit(struct rpc_server *s, bool is_public, struct
                        "a public listener needs %d open files, the limit is %lld: raise it "
                        "(ulimit -n, LimitNOFILE)",
                        PUBLIC_MIN_FILES, (long long)r.rlim_cur);
-    s->max_half_open = r.rlim_cur / 4 < HALF_OPEN_MAX ? (unsigned)(r.rlim_cur / 4) : HALF_OPEN_MAX;
+    pthread_mutex_lock(&s->lock);
+    if (r.rlim_cur / 4 < UINT_MAX)
+        door_set_max_half_open(s->door, (unsigned)(r.rlim_cur / 4));
+    pthread_mutex_unlock(&s->lock);
     return STATUS_OK;
 }
 
@@ -385,11 +493,11 @@ static enum status listen_for(struct rpc_server *s, const char *url, enum chan_l
         return st;
     s->is_listening = true;
     struct listener *l = &s->listeners[s->n_listeners];
-    *l = (struct listener){
-        .server = s,
-        .ops = transport_for(s->o.transport, url),
-        .is_public = link != CHAN_LINK_SERVICE,
-        .links = 1U << link};
+    *l = (struct listener){.server = s,
+                           .ops = transport_for(s->o.transport, url),
+                           .is_public = link != CHAN_LINK_SERVICE,
+                           .is_local = !str_starts_with(url, "tcp"),
+                           .links = 1U << link};
     char real[RPC_URL_SIZE];
     st = l->ops->listen(url, &listener_events, l, real, sizeof real, &l->transport, err);
     if (st == STATUS_OK && ret_url)

@@ -155,6 +155,20 @@ typedef bool (*rpc_grant_ok_fn)(void *ud, const struct chan_peer *peer);
 // Does a token that was verified before still count (revocation)? Called per call, must not block.
 typedef bool (*rpc_user_ok_fn)(void *ud, const struct rpc_user *user);
 
+// Until its handshake is done a peer is a stranger, known by its address: IPv4 whole, of IPv6 the
+// /64. What strangers may take, of each address unless it says `all`; 0 = the default. Peers on
+// this machine (ipc, inproc) only count in max_half_open.
+struct rpc_door_limits {
+    // Connections in their handshake, all; beyond that the oldest one of the address with most
+    // goes. 4096, or a quarter of the open files if that is less.
+    unsigned max_half_open;
+    unsigned max_half_open_per_addr;             // the same for one address; a quarter of it
+    unsigned conns_per_s, conns_burst;           // that came to nothing; 200, 1024
+    unsigned handshakes_per_s, handshakes_burst; // first messages of those; 50, 512
+    unsigned all_handshakes_per_s;               // 5000 for each core, of half of the cores
+    int64_t handshake_timeout_ms;                // until a connection is authenticated; 5000
+};
+
 struct rpc_server_opts {
     struct log *log;
     const struct chan_identity *identity; // our static key and grant; copied
@@ -162,7 +176,7 @@ struct rpc_server_opts {
     chan_join_fn join;                    // rpc_server_listen_enrol(): the secrets that open it
     void *join_ud;
     struct work_pool *pool; // runs handlers; borrowed
-    rpc_verify_fn verify;                 // NULL: every token is refused
+    rpc_verify_fn verify;   // NULL: every token is refused
     void *verify_ud;
     rpc_grant_ok_fn grant_ok; // NULL: expiry only
     void *grant_ok_ud;
@@ -171,6 +185,7 @@ struct rpc_server_opts {
     unsigned max_calls_per_conn; // 0 = 128 on client links, 4096 between services
     unsigned n_io_threads;       // 0 = 2
     int64_t ping_after_ms;       // silence before a PING, twice that ends the connection; 0 = 10000
+    struct rpc_door_limits door;
     const struct transport_ops *transport; // NULL: nng
 };
 struct rpc_server *rpc_server_new(const struct rpc_server_opts *o, struct err *err) MUST_CHECK;
@@ -259,7 +274,12 @@ DEFINE_AUTO(struct rpc_server, rpc_server_free)
 struct rpc_server_stats {
     uint64_t n_calls, n_failed, n_conns, n_conns_refused, bytes_in, bytes_out, records_in,
         records_out, bad_records;
-    unsigned calls_open, conns_open;
+    // At the door; each connection is counted once. n_conns_refused is all that ended before they
+    // were authenticated, but for n_turned_away.
+    uint64_t n_turned_away;        // closed at once: too many came from its address in vain
+    uint64_t n_handshakes_refused; // too many first messages from its address, or in all
+    uint64_t n_crowded_out;        // to make room for newer half-open ones
+    unsigned calls_open, conns_open, half_open;
 };
 void rpc_server_get_stats(struct rpc_server *s, struct rpc_server_stats *ret);
 
@@ -320,7 +340,7 @@ struct rpc_method_stats { // since the server began; each number is right, toget
     const struct rpc_method *method;
     const char *service; // its name's length is n_service: "cauce.node.v1.Node"
     size_t n_service;
-    bool is_forwarded;  // passed on; limits are those of the server that gets it
+    bool is_forwarded; // passed on; limits are those of the server that gets it
     unsigned in_flight;
     uint64_t n_started; // came, whole, and were let in or not
     uint64_t n_shed;    // of them: refused as OVERLOADED

@@ -156,7 +156,8 @@ static int64_t on_tick(void *ud, int64_t now_us)
 {
     struct rpc_server *s = ud;
     submit_late(s);
-    int64_t next = next_late(s, now_us);
+    int64_t next = next_late(s, now_us), tell = server_tell_of_door(s, now_us);
+    next = tell < next ? tell : next;
     size_t n;
     struct conn **all = server_conns(s, &n);
     if (!all)
@@ -194,7 +195,7 @@ struct rpc_server *rpc_server_new(const struct rpc_server_opts *o, struct err *e
     list_init(&s->half_open);
     list_init(&s->conns);
     list_init(&s->late_calls);
-    s->max_half_open = HALF_OPEN_MAX;
+    s->door = door_new(&o->door);
     rand_bytes(s->trace_seed, sizeof s->trace_seed);
     s->tokens = token_cache_new(o->verify, o->verify_ud);
     s->local = chan_local_new(o->identity, o->trust);
@@ -202,7 +203,7 @@ struct rpc_server *rpc_server_new(const struct rpc_server_opts *o, struct err *e
         chan_local_set_join(s->local, o->join, o->join_ud);
     s->io = work_pool_new("rpc-io", o->n_io_threads ? o->n_io_threads : DEFAULT_IO_THREADS, 65536);
     s->clock = clock_new(on_tick, s);
-    if (!s->tokens || !s->local || !s->io || !s->clock) {
+    if (!s->door || !s->tokens || !s->local || !s->io || !s->clock) {
         err_set(err, STATUS_RESOURCE_EXHAUSTED, "server: cannot start threads");
         rpc_server_free(s);
         return NULL;
@@ -342,6 +343,7 @@ void rpc_server_free(struct rpc_server *s)
     work_pool_free(s->io);
     token_cache_free(s->tokens);
     chan_local_unref(s->local);
+    door_free(s->door);
     for (size_t i = 0; i < N_METHOD_BUCKETS; i++) {
         while (s->methods[i]) {
             struct method_entry *next = s->methods[i]->next;
@@ -397,6 +399,7 @@ void rpc_server_get_stats(struct rpc_server *s, struct rpc_server_stats *ret)
     pthread_mutex_lock(&s->lock);
     *ret = s->stats;
     ret->conns_open = s->n_conns;
+    ret->half_open = door_n_half_open(s->door);
     pthread_mutex_unlock(&s->lock);
     rpc_server_methods_each(s, add_method_stats, ret);
     ret->calls_open = open;
