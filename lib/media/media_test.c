@@ -416,6 +416,80 @@ static void test_master_playlist_is_golden(void **state)
     buf_done(&b);
 }
 
+static void test_dash_manifest_is_golden(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(225, true, 0);
+    for (size_t i = 0; i < p->n_renditions; i++)
+        p->renditions[i].bandwidth_bps = 1000000 - (uint32_t)i * 100000;
+    struct buf b;
+    buf_init(&b, 1 << 16);
+    assert_int_equal(media_dash_manifest(p, 360, 0, &b, NULL), STATUS_OK);
+    assert_string_equal(
+        buf_str(&b),
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
+        "<MPD xmlns=\"urn:mpeg:dash:schema:mpd:2011\" "
+        "profiles=\"urn:mpeg:dash:profile:isoff-live:2011\" type=\"static\" "
+        "mediaPresentationDuration=\"PT9.021333S\" maxSegmentDuration=\"PT5.000000S\" "
+        "minBufferTime=\"PT2S\">\n"
+        "  <Period id=\"0\" start=\"PT0S\">\n"
+        "    <AdaptationSet contentType=\"video\" mimeType=\"video/mp4\" segmentAlignment=\"true\" "
+        "startWithSAP=\"1\">\n"
+        "      <SegmentTemplate timescale=\"12800\" startNumber=\"0\" "
+        "initialization=\"$RepresentationID$/init.mp4\" "
+        "media=\"$RepresentationID$/$Number$.m4s\">\n"
+        "        <SegmentTimeline>\n"
+        "          <S t=\"0\" d=\"25600\" r=\"1\"/>\n"
+        "          <S d=\"64000\"/>\n"
+        "        </SegmentTimeline>\n"
+        "      </SegmentTemplate>\n"
+        "      <Representation id=\"v360\" codecs=\"avc1.64001e\" bandwidth=\"900000\" "
+        "width=\"640\" height=\"360\" frameRate=\"25\" sar=\"1:1\"/>\n"
+        "      <Representation id=\"v240\" codecs=\"avc1.640015\" bandwidth=\"800000\" "
+        "width=\"426\" height=\"240\" frameRate=\"25\" sar=\"1:1\"/>\n"
+        "    </AdaptationSet>\n"
+        "    <AdaptationSet contentType=\"audio\" mimeType=\"audio/mp4\" segmentAlignment=\"true\" "
+        "startWithSAP=\"1\">\n"
+        "      <SegmentTemplate timescale=\"48000\" startNumber=\"0\" "
+        "initialization=\"$RepresentationID$/init.mp4\" "
+        "media=\"$RepresentationID$/$Number$.m4s\">\n"
+        "        <SegmentTimeline>\n"
+        "          <S t=\"0\" d=\"92160\" r=\"1\"/>\n"
+        "          <S d=\"184320\"/>\n"
+        "          <S d=\"64384\"/>\n"
+        "        </SegmentTimeline>\n"
+        "      </SegmentTemplate>\n"
+        "      <Representation id=\"a128\" codecs=\"mp4a.40.2\" bandwidth=\"700000\" "
+        "audioSamplingRate=\"48000\">\n"
+        "        <AudioChannelConfiguration "
+        "schemeIdUri=\"urn:mpeg:dash:23003:3:audio_channel_configuration:2011\" value=\"2\"/>\n"
+        "      </Representation>\n"
+        "    </AdaptationSet>\n"
+        "    <AdaptationSet contentType=\"audio\" mimeType=\"audio/mp4\" segmentAlignment=\"true\" "
+        "startWithSAP=\"1\">\n"
+        "      <SegmentTemplate timescale=\"48000\" startNumber=\"0\" "
+        "initialization=\"$RepresentationID$/init.mp4\" "
+        "media=\"$RepresentationID$/$Number$.m4s\">\n"
+        "        <SegmentTimeline>\n"
+        "          <S t=\"0\" d=\"92160\" r=\"1\"/>\n"
+        "          <S d=\"184320\"/>\n"
+        "          <S d=\"64384\"/>\n"
+        "        </SegmentTimeline>\n"
+        "      </SegmentTemplate>\n"
+        "      <Representation id=\"o128\" codecs=\"opus\" bandwidth=\"600000\" "
+        "audioSamplingRate=\"48000\">\n"
+        "        <AudioChannelConfiguration "
+        "schemeIdUri=\"urn:mpeg:dash:23003:3:audio_channel_configuration:2011\" value=\"2\"/>\n"
+        "      </Representation>\n"
+        "    </AdaptationSet>\n"
+        "  </Period>\n"
+        "</MPD>\n");
+    buf_reset(&b);
+    b.limit = 100;
+    assert_int_equal(media_dash_manifest(p, 360, 0, &b, NULL), STATUS_RESOURCE_EXHAUSTED);
+    buf_done(&b);
+}
+
 // ---- CMAF ----
 
 static struct buf fragment(const struct media_plan *p, size_t rendition, size_t segment,
@@ -646,6 +720,7 @@ int main(void)
         cmocka_unit_test(test_plan_check_names_what_is_wrong),
         cmocka_unit_test(test_rendition_playlist_is_golden),
         cmocka_unit_test(test_master_playlist_is_golden),
+        cmocka_unit_test(test_dash_manifest_is_golden),
         cmocka_unit_test(test_fragments_of_all_segments_agree_with_the_plan),
         cmocka_unit_test(test_fragment_mutations_are_harmless),
         cmocka_unit_test(test_merged_file_has_both_tracks_and_no_negative_offset),

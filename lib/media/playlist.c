@@ -39,15 +39,20 @@ static void put_video_variant(const struct media_plan *p, size_t i, int audio, s
     buf_printf(b, "\n%s.m3u8\n", r->id);
 }
 
+bool media_language_is_plain(const char *language)
+{
+    bool plain = *language != '\0';
+    for (const char *c = language; *c; c++)
+        plain &= (*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || *c == '-';
+    return plain;
+}
+
 static void put_audio_group(const struct media_plan *p, int audio, struct buf *b)
 {
     const struct media_track *t = media_plan_track(p, MEDIA_TRACK_AUDIO);
     buf_puts(b,
              "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"audio\",NAME=\"main\",DEFAULT=YES,AUTOSELECT=YES");
-    bool plain = t && t->language[0];
-    for (const char *c = plain ? t->language : ""; *c; c++)
-        plain &= (*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || *c == '-';
-    if (plain)
+    if (t && media_language_is_plain(t->language))
         buf_printf(b, ",LANGUAGE=\"%s\"", t->language);
     buf_printf(b, ",CHANNELS=\"2\",URI=\"%s.m3u8\"\n", p->renditions[audio].id);
 }
@@ -64,6 +69,19 @@ static void put_audio_variants(const struct media_plan *p, struct buf *b)
     }
 }
 
+bool media_playlist_has(const struct media_plan *p, size_t rendition, uint32_t max_height,
+                        int64_t max_bitrate_bps)
+{
+    const struct media_rendition *r = &p->renditions[rendition];
+    int audio = first_of(p, MEDIA_AUDIO);
+    bool is_lowest = rendition + 1 == p->n_renditions || r[1].kind != MEDIA_VIDEO;
+    if (r->kind != MEDIA_VIDEO || is_lowest)
+        return true;
+    int64_t peak = (int64_t)r->bandwidth_bps + (audio < 0 ? 0 : p->renditions[audio].bandwidth_bps);
+    return (!max_height || short_side(r) <= max_height) &&
+           (!max_bitrate_bps || peak <= max_bitrate_bps);
+}
+
 static enum status finish(const struct buf *b, struct err *err)
 {
     if (b->failed)
@@ -74,7 +92,7 @@ static enum status finish(const struct buf *b, struct err *err)
 enum status media_playlist_master(const struct media_plan *p, uint32_t max_height,
                                   int64_t max_bitrate_bps, struct buf *b, struct err *err)
 {
-    int audio = first_of(p, MEDIA_AUDIO), video = first_of(p, MEDIA_VIDEO), lowest = video;
+    int audio = first_of(p, MEDIA_AUDIO), video = first_of(p, MEDIA_VIDEO);
     buf_puts(b, "#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-INDEPENDENT-SEGMENTS\n");
     if (video < 0) {
         put_audio_variants(p, b);
@@ -82,16 +100,9 @@ enum status media_playlist_master(const struct media_plan *p, uint32_t max_heigh
     }
     if (audio >= 0)
         put_audio_group(p, audio, b);
-    for (size_t i = 0; i < p->n_renditions; i++)
-        if (p->renditions[i].kind == MEDIA_VIDEO)
-            lowest = (int)i;
     for (size_t i = 0; i < p->n_renditions; i++) {
-        const struct media_rendition *r = &p->renditions[i];
-        int64_t peak =
-            (int64_t)r->bandwidth_bps + (audio < 0 ? 0 : p->renditions[audio].bandwidth_bps);
-        bool fits = (!max_height || short_side(r) <= max_height) &&
-                    (!max_bitrate_bps || peak <= max_bitrate_bps);
-        if (r->kind == MEDIA_VIDEO && (fits || (int)i == lowest))
+        if (p->renditions[i].kind == MEDIA_VIDEO &&
+            media_playlist_has(p, i, max_height, max_bitrate_bps))
             put_video_variant(p, i, audio, b);
     }
     return finish(b, err);

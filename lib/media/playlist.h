@@ -13,3 +13,8 @@ enum status media_playlist_master(const struct media_plan *p, uint32_t max_heigh
                                   struct err *err) MUST_CHECK;
 enum status media_playlist_rendition(const struct media_plan *p, size_t rendition, struct buf *ret,
                                      struct err *err) MUST_CHECK;
+// Whether a master playlist or manifest with these limits offers that rendition.
+bool media_playlist_has(const struct media_plan *p, size_t rendition, uint32_t max_height,
+                        int64_t max_bitrate_bps);
+// Letters and hyphens alone: fit to be written between quotes. False for an empty one.
+bool media_language_is_plain(const char *language);

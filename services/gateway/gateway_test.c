@@ -606,6 +606,8 @@ static void test_hls_plays_and_caches(void **state)
     uint8_t digest[OBJECT_DIGEST_SIZE];
     expect("GET", hls("master.m3u8"), NULL, "", NULL, 200, "a128.m3u8");
     expect("GET", hls("master.m3u8"), NULL, "", NULL, 200, "Access-Control-Allow-Origin: *");
+    expect("GET", hls("manifest.mpd"), NULL, "", NULL, 200, "application/dash+xml");
+    expect("GET", hls("manifest.mpd"), NULL, "", NULL, 200, "<Representation id=\"a128\"");
     expect("GET", hls("a128.m3u8"), NULL, "", NULL, 200, "application/vnd.apple.mpegurl");
     expect("GET", hls("a128.m3u8"), NULL, "", NULL, 200, "a128/0.m4s");
     expect("GET", hls("a128/init.mp4"), NULL, "", NULL, 200, "audio/mp4");

@@ -1,19 +1,21 @@
-// Playlists and init segments: pure functions of the plan.
+// Playlists, the DASH manifest and init segments: pure functions of the plan.
 #include <stdio.h>
 
 #include "gateway/internal.h"
+#include "media/dash.h"
 #include "media/playlist.h"
 
 #define PLAYLIST_TYPE "application/vnd.apple.mpegurl"
+#define MANIFEST_TYPE "application/dash+xml"
 enum { MAX_PLAYLIST_BYTES = 16 << 20 };
 
-static void respond_playlist(struct http_request *r, struct edge_plan *p, enum status s,
-                             struct buf *b, const struct err *err)
+static void respond_playlist(struct http_request *r, struct edge_plan *p, const char *type,
+                             enum status s, struct buf *b, const struct err *err)
 {
     if (s != STATUS_OK)
         gateway_respond_error(r, s, err);
     else
-        http_respond(r, &(struct http_response){.type = PLAYLIST_TYPE,
+        http_respond(r, &(struct http_response){.type = type,
                                                 .etag = p->version,
                                                 .cache_control = "private, max-age=60",
                                                 .bytes = b->data,
@@ -28,7 +30,17 @@ static void master(struct http_request *r, struct gateway *g, struct edge_plan *
     (void)g;
     buf_init(&b, MAX_PLAYLIST_BYTES);
     enum status s = media_playlist_master(p->plan, 0, 0, &b, &err);
-    respond_playlist(r, p, s, &b, &err);
+    respond_playlist(r, p, PLAYLIST_TYPE, s, &b, &err);
+}
+
+static void manifest(struct http_request *r, struct gateway *g, struct edge_plan *p)
+{
+    struct err err = ERR_INIT;
+    struct buf b;
+    (void)g;
+    buf_init(&b, MAX_PLAYLIST_BYTES);
+    enum status s = media_dash_manifest(p->plan, 0, 0, &b, &err);
+    respond_playlist(r, p, MANIFEST_TYPE, s, &b, &err);
 }
 
 // The rendition that the address names; answers 404 and gives -1 when there is none.
@@ -50,7 +62,7 @@ static void rendition(struct http_request *r, struct gateway *g, struct edge_pla
         return;
     buf_init(&b, MAX_PLAYLIST_BYTES);
     enum status s = media_playlist_rendition(p->plan, (size_t)i, &b, &err);
-    respond_playlist(r, p, s, &b, &err);
+    respond_playlist(r, p, PLAYLIST_TYPE, s, &b, &err);
 }
 
 static void init(struct http_request *r, struct gateway *g, struct edge_plan *p)
@@ -74,6 +86,11 @@ static void init(struct http_request *r, struct gateway *g, struct edge_plan *p)
 void gateway_hls_master(struct http_request *r, void *gateway)
 {
     gateway_with_plan(r, gateway, master);
+}
+
+void gateway_dash_manifest(struct http_request *r, void *gateway)
+{
+    gateway_with_plan(r, gateway, manifest);
 }
 
 void gateway_hls_rendition(struct http_request *r, void *gateway)

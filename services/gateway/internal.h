@@ -83,6 +83,7 @@ struct media_context { // what authorize leaves for media routes
 };
 void gateway_segment(struct http_request *r, struct gateway *g, struct edge_plan *p);
 void gateway_hls_master(struct http_request *r, void *gateway);
+void gateway_dash_manifest(struct http_request *r, void *gateway);
 void gateway_hls_rendition(struct http_request *r, void *gateway);
 void gateway_hls_init(struct http_request *r, void *gateway);
 void gateway_hls_segment(struct http_request *r, void *gateway);

@@ -16,6 +16,8 @@ static const struct http_route fixed[] = {
     {"GET", "/metrics", HTTP_PUBLIC, 0, gateway_metrics, NULL},
     {"GET", "/hls/{token}/{item}/master.m3u8", HTTP_MEDIA_TOKEN, HTTP_CORS, gateway_hls_master,
      NULL},
+    {"GET", "/hls/{token}/{item}/manifest.mpd", HTTP_MEDIA_TOKEN, HTTP_CORS, gateway_dash_manifest,
+     NULL},
     {"GET", "/hls/{token}/{item}/{rendition}.m3u8", HTTP_MEDIA_TOKEN, HTTP_CORS,
      gateway_hls_rendition, NULL},
     {"GET", "/hls/{token}/{item}/{rendition}/init.mp4", HTTP_MEDIA_TOKEN, HTTP_CORS,

@@ -178,10 +178,11 @@ static enum status open_(struct rpc_call *call, const Orchestrator__OpenRequest 
         ret->token_expires = orch_timestamp(a, right->expires->seconds * 1000000);
     ret->plan = orch_bytes(a, it.plan->bytes, it.plan->len);
     ret->master_url = arena_printf(a, "/hls/%s/%s/master.m3u8", right->media_token, it.id);
+    ret->dash_url = arena_printf(a, "/hls/%s/%s/manifest.mpd", right->media_token, it.id);
     ret->title = orch_str(a, right->item && *right->item->title ? right->item->title : it.title);
     ret->duration_us = it.duration_us;
     ret->complete = str_eq(it.state, "ready");
-    return ret->master_url && ret->plan.data ? STATUS_OK : no_memory(err);
+    return ret->master_url && ret->dash_url && ret->plan.data ? STATUS_OK : no_memory(err);
 }
 
 // ---------------------------------------------------------------- Plan

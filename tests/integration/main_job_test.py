@@ -93,6 +93,17 @@ class MainJob(PlatformTest):
             if got["codec_type"] == "video":
                 self.assertEqual(int(got["nb_read_packets"]), 225)
 
+    def test_plays_through_dash(self):
+        token = self.access_token("seller")
+        play = self.request(f"/api/v1/items/{self.film_item}/play", token, {"profile": {"neverDirect": True}}).json()
+        url = urllib.parse.urljoin(self.http, play["dashUrl"])
+        for level in range(4):  # one at a time: FFmpeg's demuxer stops where the first of several ends
+            got = ffprobe(url, "-select_streams", f"v:{level}", "-count_packets", "-show_streams", "-show_format")
+            self.assertEqual(int(got["streams"][0]["nb_read_packets"]), 225)
+            self.assertAlmostEqual(float(got["format"]["duration"]), 9, delta=0.15)
+        sound = ffprobe(url, "-select_streams", "a", "-show_streams")["streams"]
+        self.assertEqual([s["codec_name"] for s in sound], ["aac"])
+
     def test_buyer_pays_once_and_keeps(self):
         self.assertEqual(self.ctl_raw("buyer", "play", self.film_item, "--out", self.path("no")).returncode, 4)
         poor = self.ctl_raw("buyer", "buy", self.film_item)
