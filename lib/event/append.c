@@ -51,23 +51,32 @@ enum status event_lock(struct db_conn *c, const char *schema, struct err *err)
     return db_exec(c, sql, NULL, 0, NULL, err);
 }
 
+// The oldest rows go, up to the last one that is too old; what a consumer has yet to read counts as
+// too old only later.
 enum status event_prune(struct db *db, const char *schema, const char *topic,
-                        int64_t before_wall_ms, unsigned max, unsigned *ret_n, struct err *err)
+                        int64_t before_wall_ms, int64_t unread_before_wall_ms, unsigned max,
+                        unsigned *ret_n, struct err *err)
 {
-    char sql[640];
+    char sql[896];
     AUTO(db_result_free_p) struct db_result *r = NULL;
     enum status s = event_check_schema(schema, err);
     if (s != STATUS_OK)
         return s;
     snprintf(sql, sizeof sql,
-             "WITH head AS (SELECT seq, at FROM %s.event WHERE topic = $1 ORDER BY seq LIMIT $3),"
-             " cut AS (SELECT max(seq) AS seq FROM head"
-             "  WHERE at < to_timestamp($2::bigint / 1000.0)),"
+             "WITH unread AS (SELECT min(position) AS seq FROM %s.consumer WHERE topic = $1),"
+             " head AS (SELECT seq, at FROM %s.event WHERE topic = $1 ORDER BY seq LIMIT $4),"
+             " cut AS (SELECT max(head.seq) AS seq FROM head, unread"
+             "  WHERE head.at < to_timestamp($2::bigint / 1000.0)"
+             "  AND (unread.seq IS NULL OR head.seq <= unread.seq"
+             "   OR head.at < to_timestamp($3::bigint / 1000.0))),"
              " told AS (UPDATE %s.event_topic t SET oldest = cut.seq + 1 FROM cut"
              "  WHERE t.topic = $1 AND cut.seq >= t.oldest RETURNING cut.seq)"
              " DELETE FROM %s.event e USING told WHERE e.topic = $1 AND e.seq <= told.seq",
-             schema, schema, schema);
-    s = db_query(db, sql, DB_PARAMS(DB_TEXT(topic), DB_I64(before_wall_ms), DB_I64(max)), &r, err);
+             schema, schema, schema, schema);
+    s = db_query(db, sql,
+                 DB_PARAMS(DB_TEXT(topic), DB_I64(before_wall_ms), DB_I64(unread_before_wall_ms),
+                           DB_I64(max)),
+                 &r, err);
     if (s == STATUS_OK)
         *ret_n = (unsigned)db_result_n_affected(r);
     return s;

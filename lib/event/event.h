@@ -18,11 +18,12 @@ enum status event_append(struct db_conn *c, const char *schema, const char *topi
 // place in line before the snapshot is taken, where appending later would fail with a serialization
 // failure against every other transaction that appends.
 enum status event_lock(struct db_conn *c, const char *schema, struct err *err) MUST_CHECK;
-// Delete a topic's oldest events, those from before that time, at most `max` of them. Consumers
-// that had not come so far are told so when they read on.
+// Delete a topic's oldest events, those from before that time, at most `max` of them. What a
+// registered consumer has not read yet stays until it is from before unread_before_wall_ms; then
+// the consumer is told so when it reads on.
 enum status event_prune(struct db *db, const char *schema, const char *topic,
-                        int64_t before_wall_ms, unsigned max, unsigned *ret_n,
-                        struct err *err) MUST_CHECK;
+                        int64_t before_wall_ms, int64_t unread_before_wall_ms, unsigned max,
+                        unsigned *ret_n, struct err *err) MUST_CHECK;
 
 // ---------------------------------------------------------------- serving
 
@@ -36,22 +37,24 @@ enum status event_log_new(struct db *db, const struct db_opts *listen, const cha
                           struct event_log **ret, struct err *err) MUST_CHECK;
 
 struct event_publish_opts {
-    const char *url;       // where to publish: tcp://, ipc://, inproc://
-    const char *advertise; // what subscribers are told; NULL: the real address of url
-    int64_t epoch_ms;      // how long a key is used; 0 = 10 minutes
-    int64_t quiet_ms;      // without events for this long, a topic's last number is said; 0 = 5000
+    const char *url; // where to publish: tcp://, ipc://, inproc://
+    // What subscribers are told; NULL: the real address of url. A port of 0 becomes url's real one.
+    const char *advertise;
+    int64_t epoch_ms; // how long a key is used; 0 = 10 minutes
+    int64_t quiet_ms; // without events for this long, a topic's last number is said; 0 = 5000
 };
 // Publish the topics, too; at most once, before event_log_serve(). ret_url: the address that
 // subscribers are told, RPC_URL_SIZE bytes; may be NULL.
 enum status event_log_publish(struct event_log *l, const struct event_publish_opts *o,
                               char *ret_url, struct err *err) MUST_CHECK;
-// Delete events that are older, now and then; 0 keeps all. At most once, before event_log_serve().
-void event_log_retain(struct event_log *l, int64_t retention_ms);
+// Delete events that are older, now and then; 0 keeps all. What a registered consumer has not read
+// yet is kept for unread_ms, the longer of the two. At most once, before event_log_serve().
+void event_log_retain(struct event_log *l, int64_t retention_ms, int64_t unread_ms);
 enum status event_log_serve(struct event_log *l, struct rpc_server *s, struct err *err) MUST_CHECK;
 // At drain: readers end with UNAVAILABLE and new ones are refused, so that followers do not hold up
 // the server's stop. Never blocks.
 void event_log_close(struct event_log *l);
-void event_log_free(struct event_log *l); // after the server has stopped
+void event_log_free(struct event_log *l); // when the server has stopped, before it is freed
 DEFINE_AUTO(struct event_log, event_log_free)
 
 struct event_log_stats {

@@ -47,11 +47,8 @@ static char *make_user(struct rpc_user *u, const char *name, unsigned roles)
 
 static int setup(void **state)
 {
-    static const struct event_topic topics[] = {{"store", ROLE_NODE_ORCHESTRATOR},
-                                                {"crowd", 0},
-                                                {"long", 0},
-                                                {"down", 0},
-                                                {"empty", 0}};
+    static const struct event_topic topics[] = {
+        {"store", ROLE_NODE_ORCHESTRATOR}, {"crowd", 0}, {"long", 0}, {"down", 0}, {"empty", 0}};
     struct err err = ERR_INIT;
     (void)state;
     pg = test_pg_new();
@@ -71,8 +68,9 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    test_rig_done(&rig);
+    test_rig_stop(&rig);
     event_log_free(events);
+    test_rig_done(&rig);
     db_free(db);
     test_pg_free(pg);
     mem_free(ann_token);

@@ -7,8 +7,7 @@
 // repeat or change it.
 //
 //   position  consumer's row, `from`, or what Subscribe says comes next
-//   session   one publisher, for as long as it is heard: Subscribe gives address, key and next
-//   number;
+//   session   one publisher, for as long as it is heard: Subscribe gives address, key and number;
 //             each (re)connect asks again, since what was sent meanwhile is missed
 //   silence   the publisher says when its silence means that something is wrong: a new session
 //
@@ -69,6 +68,9 @@ struct event_follower {
     int64_t next; // first event wanted; 0: the oldest; -1: what comes next
     bool is_positioned;
     unsigned n_uncommitted;
+    // A consumer that began with what comes next has a position from then on: what comes while it
+    // is down is not lost, though it has handled nothing yet.
+    bool must_register;
     int64_t silence_us;
     int64_t asked_us; // time up to which questions are paid for
 };
@@ -228,8 +230,10 @@ static void adopt(struct event_follower *f, const Event__SubscribeReply *r)
     pthread_mutex_unlock(&f->lock);
     explicit_bzero(&g, sizeof g);
     f->silence_us = 1000 * (r->silence_ms > 0 ? r->silence_ms : DEFAULT_SILENCE_MS);
-    if (f->next < 0)
+    if (f->next < 0) {
         f->next = r->next_seq;
+        f->must_register = f->consumer[0];
+    }
 }
 
 static enum status subscribe(struct event_follower *f, struct err *err)
@@ -276,7 +280,7 @@ static enum status commit(struct event_follower *f, int64_t ms, struct cancel *c
     Event__CommitRequest req = EVENT__COMMIT_REQUEST__INIT;
     struct rpc_opts o = call_opts(f, ms);
     AUTO(rpc_message_free_p) Event__Consumer *r = NULL;
-    if (f->n_uncommitted == 0)
+    if (f->n_uncommitted == 0 && !f->must_register)
         return STATUS_OK;
     o.cancel = cancel;
     req.topic = f->topic;
@@ -287,8 +291,10 @@ static enum status commit(struct event_follower *f, int64_t ms, struct cancel *c
         log_warn(f->o.log, "consumer_is_ahead", F_STR("consumer", f->consumer), F_ERR(err));
         f->is_positioned = false;
     }
-    if (s == STATUS_OK || s == STATUS_ABORTED)
+    if (s == STATUS_OK || s == STATUS_ABORTED) {
         f->n_uncommitted = 0;
+        f->must_register = false;
+    }
     return s;
 }
 
@@ -476,7 +482,7 @@ static enum turn next_turn(struct event_follower *f, int64_t *ret_last_seq)
         if (f->must_ask && question_at(f) <= now_us)
             break;
         t = TURN_COMMIT;
-        if (f->n_uncommitted > 0)
+        if (f->n_uncommitted > 0 || f->must_register)
             break;
         t = TURN_SILENT;
         if (now_us >= silent_at)

@@ -30,7 +30,7 @@ struct event_log {
     struct rpc_server *server;   // once serving
     struct publisher *publisher; // NULL: nothing is published
     struct work_timer *prune_timer;
-    int64_t retention_ms;
+    int64_t retention_ms, unread_ms;
     pthread_mutex_t lock;
     struct list readers;
     size_t n_readers;

@@ -436,13 +436,14 @@ static void start_prune_timer(struct event_log *l, int64_t ms);
 static void prune(void *ud)
 {
     struct event_log *l = ud;
-    int64_t before_ms = time_wall_ms() - l->retention_ms;
+    int64_t now_ms = time_wall_ms();
     for (size_t i = 0; i < l->n_topics; i++) {
         struct err err = ERR_INIT;
         unsigned n = 0, sum = 0;
         enum status s = STATUS_OK;
         do {
-            s = event_prune(l->db, l->schema, l->topics[i].name, before_ms, PRUNE_ROWS, &n, &err);
+            s = event_prune(l->db, l->schema, l->topics[i].name, now_ms - l->retention_ms,
+                            now_ms - l->unread_ms, PRUNE_ROWS, &n, &err);
             sum += n;
         } while (s == STATUS_OK && n == PRUNE_ROWS && !l->closed);
         if (s != STATUS_OK)
@@ -471,9 +472,10 @@ static void start_prune_timer(struct event_log *l, int64_t ms)
     work_timer_cancel(old);
 }
 
-void event_log_retain(struct event_log *l, int64_t retention_ms)
+void event_log_retain(struct event_log *l, int64_t retention_ms, int64_t unread_ms)
 {
     l->retention_ms = retention_ms;
+    l->unread_ms = unread_ms > retention_ms ? unread_ms : retention_ms;
     if (retention_ms > 0)
         start_prune_timer(l, 0);
 }

@@ -374,6 +374,20 @@ enum status event_handle_subscribe(struct rpc_call *call, const Event__Subscribe
 
 // ---------------------------------------------------------------- start and end
 
+// What subscribers are told: `advertise`, with the port that `real` was given in place of port 0.
+static enum status tell_address(struct publisher *p, const char *advertise, struct err *err)
+{
+    char real[RPC_URL_SIZE];
+    const char *colon = strrchr(advertise, ':'), *port = strrchr(p->url, ':');
+    bool is_any = str_starts_with(advertise, "tcp://") && str_eq(colon, ":0");
+    (void)str_copy(real, sizeof real, is_any && port ? port : "");
+    int n = snprintf(p->url, sizeof p->url, "%.*s%s",
+                     is_any ? (int)(colon - advertise) : (int)strlen(advertise), advertise, real);
+    if (n > 0 && (size_t)n < sizeof p->url)
+        return STATUS_OK;
+    return err_set(err, STATUS_INVALID_ARGUMENT, "publisher: %s is too long", advertise);
+}
+
 static enum status publisher_new(struct event_log *l, const struct event_publish_opts *o,
                                  struct publisher **ret, struct err *err)
 {
@@ -387,8 +401,8 @@ static enum status publisher_new(struct event_log *l, const struct event_publish
     p->all = mem_array(l->n_topics, sizeof *p->all);
     enum status s = p->all ? pubsub_publisher_new(o->url, p->url, &p->socket, err)
                            : err_set(err, STATUS_RESOURCE_EXHAUSTED, "publisher: out of memory");
-    if (s == STATUS_OK && o->advertise && !str_copy(p->url, sizeof p->url, o->advertise))
-        s = err_set(err, STATUS_INVALID_ARGUMENT, "publisher: %s is too long", o->advertise);
+    if (s == STATUS_OK && o->advertise)
+        s = tell_address(p, o->advertise, err);
     for (size_t i = 0; p->all && i < l->n_topics; i++) {
         p->all[i].publisher = p;
         p->all[i].topic = &l->topics[i];

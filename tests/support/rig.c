@@ -66,6 +66,20 @@ static void make_tokens(struct test_rig *r)
     assert_non_null(r->tokens);
 }
 
+static bool is_grant_ok(void *ud, const struct chan_peer *peer)
+{
+    struct test_rig *r = ud;
+    (void)peer;
+    return !atomic_load(&r->is_node_revoked);
+}
+
+static bool is_user_ok(void *ud, const struct rpc_user *user)
+{
+    struct test_rig *r = ud;
+    (void)user;
+    return !atomic_load(&r->is_user_revoked);
+}
+
 void test_rig_init(struct test_rig *r)
 {
     uint8_t operator_secret[64];
@@ -82,7 +96,11 @@ void test_rig_init(struct test_rig *r)
                                 .trust = &r->trust,
                                 .pool = r->pool,
                                 .verify = svc_tokens_verify_access,
-                                .verify_ud = r->tokens};
+                                .verify_ud = r->tokens,
+                                .grant_ok = is_grant_ok,
+                                .grant_ok_ud = r,
+                                .user_ok = is_user_ok,
+                                .user_ok_ud = r};
     r->server = rpc_server_new(&o, &err);
     if (!r->server)
         fail_msg("%s", err.msg);
@@ -111,12 +129,20 @@ void test_rig_listen(struct test_rig *r)
     r->node = make_client(r, NODE_URL, &r->node_identity);
 }
 
-void test_rig_done(struct test_rig *r)
+void test_rig_stop(struct test_rig *r)
 {
+    if (r->is_stopped)
+        return;
+    r->is_stopped = true;
     rpc_client_free(r->client);
     rpc_client_free(r->node);
     rpc_server_close(r->server);
     rpc_server_stop(r->server, 2000);
+}
+
+void test_rig_done(struct test_rig *r)
+{
+    test_rig_stop(r);
     rpc_server_free(r->server);
     work_pool_free(r->pool);
     svc_tokens_free(r->tokens);
