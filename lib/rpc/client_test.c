@@ -227,7 +227,7 @@ static void worlds_init(struct worlds *ws)
     for (int i = 0; i < N_WORLDS; i++) {
         world_init(&ws->w[i]);
         world_serve(&ws->w[i], "tcp://127.0.0.1:0", true);
-        ws->e[i].url = ws->w[i].url;
+        ws->e[i] = (struct rpc_endpoint){.url = ws->w[i].url};
         memcpy(ws->e[i].key, ws->w[i].server.public_key, 32);
     }
 }
