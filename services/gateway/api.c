@@ -13,6 +13,7 @@ enum { CALL_MS = 15000, MAX_JSON_DEPTH = 32, MAX_REPLY_BYTES = 16 << 20 };
 struct api_call {
     struct gateway *g;
     struct http_request *r;
+    struct rpc_details details;
 };
 
 struct fill {
@@ -88,7 +89,8 @@ static void on_reply(void *ud, enum status s, ProtobufCMessage *reply, const str
     if (s == STATUS_OK)
         respond_message(c->r, reply);
     else
-        gateway_respond_error(c->r, s, err);
+        gateway_respond_failure(c->r, s, err, &c->details);
+    rpc_details_done(&c->details);
     rpc_message_free(reply);
     mem_free(c);
     gateway_op_end(g);
@@ -123,11 +125,14 @@ void gateway_api_handle(struct http_request *r, void *gateway)
     }
     *c = (struct api_call){.g = g, .r = r};
     gateway_op_begin(g);
+    const struct rpc_trace trace = gateway_trace_of(r);
     const struct rpc_opts o = {
         .token = http_request_bearer(r),
         .idempotency_key = http_request_header(r, "Idempotency-Key"),
         .deadline_us = time_deadline_in_ms(CALL_MS),
         .cancel = g->stopping,
+        .trace = &trace,
+        .ret_details = &c->details,
         .on_behalf = true, // a stranger without a token is not the gateway
     };
     rpc_unary_async(client, b->method, &o, request, on_reply, c);

@@ -9,6 +9,7 @@
 struct file {
     struct gateway *g;
     struct edge_plan *plan;
+    struct rpc_trace trace;
 };
 
 struct block {
@@ -24,13 +25,15 @@ static void block_job(void *ud)
     struct edge_plan *p = b->file->plan;
     struct gateway *g = b->file->g;
     struct err err = ERR_INIT;
+    const uint8_t *before = log_set_trace(b->file->trace.trace_id);
     AUTO(mem_free_p) uint8_t *bytes = mem_alloc(b->n);
     enum status s = bytes ? gateway_read_object(g, p->source_route, p->source_digest, b->offset,
-                                                b->n, bytes, &err)
+                                                b->n, &b->file->trace, bytes, &err)
                           : err_set(&err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
     if (s != STATUS_OK)
         log_warn(g->svc->log, "file_cut_off", F_STR("origin", p->source_route),
                  F_I64("offset", b->offset), F_ERR(&err));
+    log_set_trace(before);
     http_stream_give(b->stream, bytes, s == STATUS_OK ? b->n : 0);
     mem_free(b);
     gateway_op_end(g);
@@ -89,7 +92,7 @@ static void respond(struct http_request *r, struct gateway *g, struct edge_plan 
     }
     if (download)
         disposition(saved_as, sizeof saved_as, p);
-    *f = (struct file){.g = g, .plan = p};
+    *f = (struct file){.g = g, .plan = p, .trace = gateway_trace_of(r)};
     edge_object_ref(&p->base);
     gateway_op_begin(g);
     str_hex(etag, p->source_digest, sizeof p->source_digest);

@@ -81,6 +81,7 @@ static enum status listen_http(struct gateway *g, struct err *err)
         .n_routes = g->n_routes,
         .ud = g,
         .authorize = gateway_authorize,
+        .trace = gateway_trace,
         .max_conns = (unsigned)o->max_conns,
         .max_conns_per_addr = (unsigned)o->max_conns_per_addr,
     };
@@ -113,6 +114,8 @@ static enum status listen_rpc(struct gateway *g, struct err *err)
 {
     const struct gateway_options *o = g->options;
     rpc_server_set_router(g->svc->server, cauce_services, cauce_n_services, gateway_route, g);
+    // Whoever is no admin must not even learn which nodes there are.
+    rpc_server_set_elsewhere(g->svc->server, gateway_is_elsewhere, g, ROLE_ADMIN);
     for (size_t i = 0; o->listen_rpc && o->listen_rpc[i]; i++) {
         char url[RPC_URL_SIZE];
         enum status s = rpc_server_listen(g->svc->server, o->listen_rpc[i], true, url, err);

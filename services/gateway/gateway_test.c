@@ -48,11 +48,19 @@ struct world {
     pthread_mutex_t lock;
     pthread_cond_t moved;
     int n_plans, n_locates, n_reads;
-    bool hold; // Locate waits
+    bool hold;                                 // Locate waits
+    uint8_t listed[16], located[16], read[16]; // the last calls' traces
 };
 static struct world w;
 
 // ---------------------------------------------------------------- stand-ins
+
+static void keep_trace(const struct rpc_call *c, uint8_t dst[16])
+{
+    pthread_mutex_lock(&w.lock);
+    memcpy(dst, rpc_call_trace(c)->trace_id, 16);
+    pthread_mutex_unlock(&w.lock);
+}
 
 // Byte i of segment n; the source counts as segment 99.
 static uint8_t content(int n, int64_t i)
@@ -101,6 +109,7 @@ static enum status fake_locate(struct rpc_call *c, const Orchestrator__LocateReq
                                Orchestrator__LocateReply *ret, struct err *err)
 {
     struct arena *a = rpc_call_arena(c);
+    keep_trace(c, w.located);
     pthread_mutex_lock(&w.lock);
     w.n_locates++;
     pthread_cond_broadcast(&w.moved);
@@ -129,6 +138,7 @@ static enum status fake_open(struct rpc_call *c, const Orchestrator__OpenRequest
 
 static enum status fake_read(struct rpc_call *c, const Origin__ReadRequest *req, struct err *err)
 {
+    keep_trace(c, w.read);
     pthread_mutex_lock(&w.lock);
     w.n_reads++;
     pthread_mutex_unlock(&w.lock);
@@ -164,6 +174,13 @@ static enum status fake_list(struct rpc_call *c, const Store__ListItemsRequest *
 {
     if (!rpc_call_is_forwarded(c)) // the gateway's own role must not count
         return err_set(err, STATUS_PERMISSION_DENIED, "asked in the gateway's own name");
+    keep_trace(c, w.listed);
+    if (str_eq(req->kind, "odd")) {
+        rpc_call_reason(c, "ODD_KIND");
+        rpc_call_retry_after(c, 4200);
+        rpc_call_violation(c, "page", "must be \"even\"");
+        return rpc_call_bad_field(c, err, "kind", "must be video or audio");
+    }
     ret->next_page =
         arena_printf(rpc_call_arena(c), "%s/%d/%s", req->kind, req->page ? req->page->size : 0,
                      rpc_call_user(c) ? rpc_call_user(c)->name : "nobody");
@@ -671,9 +688,8 @@ static void test_dead_origin_is_unavailable_soon(void **state)
     int64_t began = time_mono_ms();
     expect("GET", hls("a128/1.m4s"), NULL, "", NULL, 503, "Retry-After: 2\r\n");
     AUTO(rpc_client_free_p) struct rpc_client *c = connect_as_app();
-    const struct rpc_opts o = {.token = buf_str(&w.access),
-                               .route = "video-1",
-                               .deadline_us = time_deadline_in_ms(20000)};
+    const struct rpc_opts o = {
+        .token = buf_str(&w.access), .route = "video-1", .deadline_us = time_deadline_in_ms(20000)};
     Origin__ReadRequest read;
     origin__read_request__init(&read);
     AUTO(rpc_stream_free_p) struct rpc_stream *stream = NULL;
@@ -784,6 +800,86 @@ static void test_api_routes_reach_the_service_with_the_callers_token(void **stat
     expect("GET", "/api/v1/cluster", token, "", NULL, 403, "PERMISSION_DENIED"); // not an admin
 }
 
+#define TRACE "4bf92f3577b34da6a3ce929d0e0e4736"
+#define PARENT "00f067aa0ba902b7"
+
+static void expect_trace(const uint8_t id[16], bool is_callers)
+{
+    char hex[33];
+    pthread_mutex_lock(&w.lock);
+    str_hex(hex, id, 16);
+    pthread_mutex_unlock(&w.lock);
+    assert_true(str_eq(hex, TRACE) == is_callers);
+}
+
+// Asks with that header; the answer's traceresponse, of which the trace is taken over or not.
+static void expect_traced(const char *header, bool is_callers)
+{
+    char line[200];
+    snprintf(line, sizeof line, "traceparent: %s\r\n", header);
+    AUTO(answer_done) struct answer a = ask("GET", "/api/v1/items", NULL, line, NULL);
+    const char *r = strstr(a.text, "traceresponse: ");
+    struct rpc_trace t;
+    char own[RPC_TRACEPARENT_SIZE];
+    assert_int_equal(a.code, 200);
+    assert_non_null(r);
+    snprintf(own, sizeof own, "%s", r + strlen("traceresponse: "));
+    if (!rpc_trace_parse(own, &t) || strstr(own, PARENT))
+        fail_msg("%s was answered with %s", header, own);
+    assert_true(str_starts_with(own, "00-" TRACE "-") == is_callers);
+    expect_trace(w.listed, is_callers);
+    assert_memory_equal(t.trace_id, w.listed, 16);
+}
+
+static void test_a_callers_trace_is_taken_over_if_it_is_one(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *header;
+        bool is_good;
+    } rows[] = {
+        {"00-" TRACE "-" PARENT "-01", true},
+        {"00-" TRACE "-" PARENT "-00", true},
+        {"00-" TRACE "-" PARENT "-ff", true},
+        {"cc-" TRACE "-" PARENT "-01", true},
+        {"cc-" TRACE "-" PARENT "-01-what-comes-later", true},
+        {"00-" TRACE "-" PARENT "-01-more", false},
+        {"cc-" TRACE "-" PARENT "-01.more", false},
+        {"ff-" TRACE "-" PARENT "-01", false},
+        {"00-" TRACE "-" PARENT "-1", false},
+        {"00-" TRACE "-" PARENT "", false},
+        {"00-" TRACE "-0000000000000000-01", false},
+        {"00-00000000000000000000000000000000-" PARENT "-01", false},
+        {"00-4BF92F3577B34DA6A3CE929D0E0E4736-" PARENT "-01", false},
+        {"00-" TRACE "_" PARENT "-01", false},
+        {"0-" TRACE "-" PARENT "-01", false},
+        {"", false},
+        {"00-" TRACE "-" PARENT "-01\r\ntraceparent: 00-" TRACE "-" PARENT "-01", false},
+    };
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++)
+        expect_traced(rows[i].header, rows[i].is_good);
+    expect("GET", hls("a128/1.m4s"), NULL, "traceparent: 00-" TRACE "-" PARENT "-01\r\n", NULL, 200,
+           "traceresponse: 00-" TRACE "-");
+    expect_trace(w.located, true);
+    expect_trace(w.read, true);
+    expect("GET", "/nowhere", NULL, "traceparent: 00-" TRACE "-" PARENT "-01\r\n", NULL, 404,
+           "traceresponse: 00-" TRACE "-");
+    expect("POST", "/api/v1/logout", NULL, "", "{}", 401, "traceresponse: 00-");
+}
+
+static void test_problems_say_what_the_service_said_of_them(void **state)
+{
+    (void)state;
+    expect("GET", "/api/v1/items?kind=odd", NULL, "", NULL, 400, "Retry-After: 5\r\n");
+    expect("GET", "/api/v1/items?kind=odd", NULL, "", NULL, 400,
+           "\"code\":\"INVALID_ARGUMENT\",\"detail\":\"kind: must be video or audio\","
+           "\"reason\":\"ODD_KIND\",\"violations\":["
+           "{\"field\":\"page\",\"description\":\"must be \\\"even\\\"\"},"
+           "{\"field\":\"kind\",\"description\":\"must be video or audio\"}],"
+           "\"retry_after\":5}\n");
+    expect("GET", "/api/v1/me", buf_str(&w.access), "", NULL, 503, "Retry-After: 2\r\n");
+}
+
 static void test_pages_and_probes(void **state)
 {
     (void)state;
@@ -838,18 +934,81 @@ static void test_rpc_calls_are_forwarded_to_their_owner(void **state)
     }
 }
 
-static void test_cluster_tells_who_is_up(void **state)
+static void mint_admin(struct buf *ret)
 {
-    (void)state;
     struct rpc_user u = {.id = USER,
                          .name = "root",
                          .session = USER,
                          .roles = ROLE_USER | ROLE_ADMIN,
                          .exp_wall_ms = time_wall_ms() + 600000};
+    buf_init(ret, 8192);
+    assert_int_equal(svc_token_mint_access(w.session_secret, &u, ret, NULL), STATUS_OK);
+}
+
+static enum status ask_info(struct rpc_client *c, const char *token, const char *route,
+                            char node[64], struct err *err)
+{
+    const struct rpc_opts o = {
+        .token = token, .route = route, .deadline_us = time_deadline_in_ms(20000)};
+    Node__InfoRequest req;
+    node__info_request__init(&req);
+    AUTO(rpc_message_free_p) Node__InfoReply *reply = NULL;
+    enum status s = node_node_info(c, &o, &req, &reply, err);
+    snprintf(node, 64, "%s", s == STATUS_OK ? reply->node_id : "");
+    return s;
+}
+
+static enum status ask_health(struct rpc_client *c, const char *token, const char *route,
+                              struct err *err)
+{
+    const struct rpc_opts o = {
+        .token = token, .route = route, .deadline_us = time_deadline_in_ms(20000)};
+    Node__CheckRequest req;
+    node__check_request__init(&req);
+    AUTO(rpc_message_free_p) Node__CheckReply *reply = NULL;
+    return node_health_check(c, &o, &req, &reply, err);
+}
+
+static void test_admins_reach_every_node_by_its_id(void **state)
+{
+    (void)state;
+    AUTO(rpc_client_free_p) struct rpc_client *c = connect_as_app();
+    const char *user = buf_str(&w.access);
+    static const char *const up[] = {"store-1", "video-1", "orchestrator-1", "gateway-1"};
     struct buf admin;
     struct err err = ERR_INIT;
-    buf_init(&admin, 8192);
-    assert_int_equal(svc_token_mint_access(w.session_secret, &u, &admin, NULL), STATUS_OK);
+    char node[64];
+    mint_admin(&admin);
+    for (size_t i = 0; i < N_ELEMENTS(up); i++) {
+        if (ask_info(c, buf_str(&admin), up[i], node, &err) != STATUS_OK)
+            fail_msg("%s: %s", up[i], err.msg);
+        assert_string_equal(node, up[i]);
+        assert_int_equal(ask_info(c, user, up[i], node, &err), STATUS_PERMISSION_DENIED);
+        assert_int_equal(ask_info(c, NULL, up[i], node, &err), STATUS_UNAUTHENTICATED);
+    }
+    assert_int_equal(ask_info(c, buf_str(&admin), NULL, node, &err), STATUS_OK);
+    assert_string_equal(node, "gateway-1");
+    assert_int_equal(ask_info(c, buf_str(&admin), "session-1", node, &err), STATUS_UNAVAILABLE);
+    assert_int_equal(ask_info(c, buf_str(&admin), "nowhere", node, &err), STATUS_NOT_FOUND);
+    assert_string_equal(err.msg, "no node is called nowhere; there are session-1, orchestrator-1, "
+                                 "store-1, video-1, gateway-1");
+    // Anybody may ask whether the gateway serves, and nobody else what is behind it.
+    assert_int_equal(ask_health(c, NULL, NULL, &err), STATUS_OK);
+    assert_int_equal(ask_health(c, NULL, "gateway-1", &err), STATUS_OK);
+    assert_int_equal(ask_health(c, NULL, "store-1", &err), STATUS_UNAUTHENTICATED);
+    assert_int_equal(ask_health(c, user, "store-1", &err), STATUS_PERMISSION_DENIED);
+    assert_int_equal(ask_health(c, user, "nowhere", &err), STATUS_PERMISSION_DENIED);
+    assert_null(strstr(err.msg, "store-1"));
+    assert_int_equal(ask_health(c, buf_str(&admin), "store-1", &err), STATUS_OK);
+    buf_done(&admin);
+}
+
+static void test_cluster_tells_who_is_up(void **state)
+{
+    (void)state;
+    struct buf admin;
+    struct err err = ERR_INIT;
+    mint_admin(&admin);
     AUTO(rpc_client_free_p) struct rpc_client *c = connect_as_app();
     const struct rpc_opts o = {.token = buf_str(&admin), .deadline_us = time_deadline_in_ms(10000)};
     Node__ClusterRequest req;
@@ -885,6 +1044,9 @@ int main(int argc, char **argv)
         WORLD(test_api_routes_reach_the_service_with_the_callers_token),
         WORLD(test_pages_and_probes),
         WORLD(test_rpc_calls_are_forwarded_to_their_owner),
+        WORLD(test_a_callers_trace_is_taken_over_if_it_is_one),
+        WORLD(test_problems_say_what_the_service_said_of_them),
+        WORLD(test_admins_reach_every_node_by_its_id),
         WORLD(test_cluster_tells_who_is_up),
     };
     if (argc > 1) // "test_file*"

@@ -40,6 +40,8 @@ void gateway_op_end(struct gateway *g);
 // The client of the service that owns a method; an rpc_route_fn.
 enum status gateway_route(void *gateway, const struct rpc_method *m, const char *route,
                           struct rpc_client **ret, struct err *err);
+// Is a call of cauce.node.v1 about another node than this one? An rpc_elsewhere_fn.
+bool gateway_is_elsewhere(void *gateway, const struct rpc_method *m, const char *route);
 
 // ---- cluster.c ----
 enum status gateway_cluster(void *gateway, struct rpc_call *call,
@@ -50,7 +52,16 @@ enum status gateway_cluster(void *gateway, struct rpc_call *call,
 enum status gateway_routes_new(struct gateway *g, struct err *err);
 void gateway_routes_free(struct gateway *g);
 enum status gateway_authorize(void *gateway, struct http_request *r, struct err *err);
-// Answer with what went wrong; unavailable things say when to come again.
+
+// ---- answer.c ----
+// Which trace a request is of: for http_opts.
+void gateway_trace(void *gateway, struct http_request *r, struct http_trace *ret);
+// For calls made on behalf of a request. Copy it before the request can be answered.
+struct rpc_trace gateway_trace_of(const struct http_request *r);
+// Answer with what went wrong; unavailable things say when to come again. d: of the call that
+// failed; zeros when there is none. Everything is borrowed for the call.
+void gateway_respond_failure(struct http_request *r, enum status s, const struct err *err,
+                             const struct rpc_details *d);
 void gateway_respond_error(struct http_request *r, enum status s, const struct err *err);
 
 // ---- api.c ----
@@ -95,7 +106,8 @@ void gateway_readyz(struct http_request *r, void *gateway);
 void gateway_metrics(struct http_request *r, void *gateway);
 void gateway_pages_init(struct gateway *g);
 
-// Bytes [offset, offset + n) of an object from the origin of that name; blocks. ret_bytes holds n.
+// Bytes [offset, offset + n) of an object from the origin of that name, on behalf of the request of
+// that trace; blocks. ret_bytes holds n.
 enum status gateway_read_object(struct gateway *g, const char *route,
                                 const uint8_t digest[OBJECT_DIGEST_SIZE], int64_t offset, size_t n,
-                                uint8_t *ret_bytes, struct err *err);
+                                const struct rpc_trace *trace, uint8_t *ret_bytes, struct err *err);

@@ -79,7 +79,7 @@ static void on_plan(void *ud, enum status s, Orchestrator__PlanReply *reply, con
     gateway_op_end(g);
 }
 
-static void fetch_plan(struct gateway *g, const char *item)
+static void fetch_plan(struct gateway *g, const char *item, const struct rpc_trace *trace)
 {
     struct err err = ERR_INIT;
     struct rpc_client *c = svc_client(g->svc, ROLE_NODE_ORCHESTRATOR, NULL, &err);
@@ -96,7 +96,8 @@ static void fetch_plan(struct gateway *g, const char *item)
     Orchestrator__PlanRequest req;
     orchestrator__plan_request__init(&req);
     req.item_id = f->item;
-    const struct rpc_opts o = {.deadline_us = time_deadline_in_ms(CALL_MS), .cancel = g->stopping};
+    const struct rpc_opts o = {
+        .deadline_us = time_deadline_in_ms(CALL_MS), .cancel = g->stopping, .trace = trace};
     orchestrator_playback_plan_async(c, &o, &req, on_plan, f);
 }
 
@@ -121,6 +122,7 @@ void gateway_with_plan(struct http_request *r, struct gateway *g, gateway_plan_f
         return;
     }
     c->next = next;
+    const struct rpc_trace trace = gateway_trace_of(r);
     enum status s = edge_cache_get(g->plans, item, plan_done, r, &found, &err);
     if (s != STATUS_OK) {
         gateway_respond_error(r, s, &err);
@@ -133,5 +135,5 @@ void gateway_with_plan(struct http_request *r, struct gateway *g, gateway_plan_f
     if (hit)
         next(r, g, (struct edge_plan *)(void *)hit);
     if (found.fetch)
-        fetch_plan(g, key);
+        fetch_plan(g, key, &trace);
 }

@@ -35,10 +35,47 @@ static unsigned owner(const char *method, const char *route)
     return 0;
 }
 
+// ---------------------------------------------------------------- other nodes
+
+#define NODE_PACKAGE "cauce.node.v1."
+
+bool gateway_is_elsewhere(void *gateway, const struct rpc_method *m, const char *route)
+{
+    const struct gateway *g = gateway;
+    return str_starts_with(m->name, NODE_PACKAGE) && !str_eq(route, g->svc->self->id);
+}
+
+static enum status unknown_node(struct gateway *g, const char *id, struct err *err)
+{
+    struct buf known;
+    buf_init(&known, sizeof err->msg);
+    for (unsigned bit = ROLE_NODE_SESSION; bit <= ROLE_NODE_ADMIN; bit <<= 1)
+        for (const struct svc_node *n = NULL; (n = svc_nodes_next(g->svc->nodes, bit, n));)
+            buf_printf(&known, "%s%s", known.len ? ", " : "", n->id);
+    enum status s = err_set(err, STATUS_NOT_FOUND, "no node is called %.64s; there are %s%s", id,
+                            buf_str(&known), known.failed ? ", ..." : "");
+    buf_done(&known);
+    return s;
+}
+
+static enum status route_to_node(struct gateway *g, const char *id, struct rpc_client **ret,
+                                 struct err *err)
+{
+    const struct svc_node *n = svc_nodes_find(g->svc->nodes, id);
+    if (!n)
+        return unknown_node(g, id, err);
+    *ret = svc_client(g->svc, n->role, n->id, err);
+    return *ret ? STATUS_OK : STATUS_UNAVAILABLE;
+}
+
+// ---------------------------------------------------------------- by method
+
 enum status gateway_route(void *gateway, const struct rpc_method *m, const char *route,
                           struct rpc_client **ret, struct err *err)
 {
     struct gateway *g = gateway;
+    if (str_starts_with(m->name, NODE_PACKAGE))
+        return route_to_node(g, route, ret, err);
     unsigned role = owner(m->name, route);
     const char *node = NULL;
     if (role == 0 && str_starts_with(m->name, "cauce.event.v1."))

@@ -125,11 +125,3 @@ enum status gateway_authorize(void *gateway, struct http_request *r, struct err 
     }
     return err_set(err, STATUS_PERMISSION_DENIED, "this route has no scope");
 }
-
-void gateway_respond_error(struct http_request *r, enum status s, const struct err *err)
-{
-    bool again = s == STATUS_UNAVAILABLE || s == STATUS_RESOURCE_EXHAUSTED;
-    // What went wrong inside is for our log, not for strangers.
-    const char *detail = s == STATUS_INTERNAL || s == STATUS_UNKNOWN || !err ? "" : err->msg;
-    http_respond_problem(r, s, detail, again ? 2 : 0);
-}

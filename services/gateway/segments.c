@@ -28,6 +28,7 @@ struct segment_fetch {
     bool is_audio;
     uint8_t digest[OBJECT_DIGEST_SIZE];
     int64_t size;
+    struct rpc_trace trace; // of the request that came first
 };
 
 static void segment_destroy(struct edge_object *o)
@@ -66,7 +67,8 @@ static enum status receive(struct rpc_stream *stream, uint8_t *at, size_t n, str
 }
 
 static enum status read_once(struct gateway *g, const char *route, const uint8_t *digest,
-                             int64_t offset, size_t n, uint8_t *at, struct err *err)
+                             int64_t offset, size_t n, const struct rpc_trace *trace, uint8_t *at,
+                             struct err *err)
 {
     struct rpc_client *c = svc_client(g->svc, ROLE_NODE_ORIGIN, route, err);
     if (!c)
@@ -78,7 +80,8 @@ static enum status read_once(struct gateway *g, const char *route, const uint8_t
     req.digest = (ProtobufCBinaryData){.len = sizeof name, .data = name};
     req.offset = offset;
     req.length = (int64_t)n;
-    const struct rpc_opts o = {.deadline_us = time_deadline_in_ms(READ_MS), .cancel = g->stopping};
+    const struct rpc_opts o = {
+        .deadline_us = time_deadline_in_ms(READ_MS), .cancel = g->stopping, .trace = trace};
     AUTO(rpc_stream_free_p) struct rpc_stream *stream = NULL;
     enum status s = origin_object_read_open(c, &o, &req, &stream, err);
     return s == STATUS_OK ? receive(stream, at, n, err) : s;
@@ -86,13 +89,13 @@ static enum status read_once(struct gateway *g, const char *route, const uint8_t
 
 enum status gateway_read_object(struct gateway *g, const char *route,
                                 const uint8_t digest[OBJECT_DIGEST_SIZE], int64_t offset, size_t n,
-                                uint8_t *ret_bytes, struct err *err)
+                                const struct rpc_trace *trace, uint8_t *ret_bytes, struct err *err)
 {
     // A connection that was cut deserves another try; an origin that was waited for does not.
     int64_t no_more_us = time_deadline_in_ms(RETRY_WITHIN_MS);
-    enum status s = read_once(g, route, digest, offset, n, ret_bytes, err);
+    enum status s = read_once(g, route, digest, offset, n, trace, ret_bytes, err);
     if (s == STATUS_UNAVAILABLE && time_left_ms(no_more_us) > 0)
-        s = read_once(g, route, digest, offset, n, ret_bytes, err);
+        s = read_once(g, route, digest, offset, n, trace, ret_bytes, err);
     return s;
 }
 
@@ -103,7 +106,8 @@ static enum status read_segment(struct segment_fetch *f, struct segment **ret, s
     if (!seg)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "segment: out of memory");
     edge_object_init(&seg->base, sizeof *seg + n, segment_destroy);
-    enum status s = gateway_read_object(f->g, f->route, f->digest, 0, n, seg->bytes, err);
+    enum status s =
+        gateway_read_object(f->g, f->route, f->digest, 0, n, &f->trace, seg->bytes, err);
     uint8_t digest[OBJECT_DIGEST_SIZE];
     if (s == STATUS_OK) {
         object_digest(digest, seg->bytes, n);
@@ -127,10 +131,12 @@ static void read_job(void *ud)
     struct segment_fetch *f = ud;
     struct segment *seg = NULL;
     struct err err = ERR_INIT;
+    const uint8_t *before = log_set_trace(f->trace.trace_id);
     enum status s = read_segment(f, &seg, &err);
     if (s == STATUS_DATA_LOSS)
         log_error(f->g->svc->log, "segment_damaged", F_STR("item", f->item),
                   F_STR("rendition", f->rendition), F_I64("number", f->number), F_ERR(&err));
+    log_set_trace(before);
     fetch_done(f, s, seg, &err);
 }
 
@@ -186,7 +192,8 @@ static void fetch_segment(struct gateway *g, struct segment_fetch *f)
     req.count = 1;
     req.wait_ms = wait_ms;
     const struct rpc_opts o = {.deadline_us = time_deadline_in_ms(wait_ms + LOCATE_MARGIN_MS),
-                               .cancel = g->stopping};
+                               .cancel = g->stopping,
+                               .trace = &f->trace};
     orchestrator_playback_locate_async(c, &o, &req, on_located, f);
 }
 
@@ -236,6 +243,7 @@ static struct segment_fetch *describe(struct http_request *r, struct gateway *g,
     if (!f)
         return NULL;
     f->g = g;
+    f->trace = gateway_trace_of(r);
     f->number = (int32_t)n;
     f->is_audio = p->plan->renditions[rendition].kind == MEDIA_AUDIO;
     (void)str_copy(f->item, sizeof f->item, c->claims.item);
