@@ -2,12 +2,6 @@
 #include "cauce/store.rpc.h"
 #include "ctl.h"
 
-static void fill_page(const struct ctl *k, int64_t limit, Common__Page *page)
-{
-    page->size = (int32_t)limit;
-    page->token = client_str(k->opt[OPT_PAGE]);
-}
-
 static void add_item(struct table *t, const Store__Item *i)
 {
     char length[CTL_TIME_SIZE], price[CTL_MONEY_SIZE] = "free";
@@ -30,24 +24,20 @@ static enum status print_items(struct ctl *k, const Store__ListItemsReply *r)
     static const char *const heads[] = {"ITEM", "KIND", "STATE", "LENGTH", "PRICE", "BY", "TITLE"};
     struct table t;
     table_init(&t, N_ELEMENTS(heads));
-    for (size_t i = 0; i < N_ELEMENTS(heads); i++)
-        table_add(&t, "%s", heads[i]);
+    table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < r->n_items; i++)
         add_item(&t, r->items[i]);
     enum status s = table_print(&t, stdout, &k->err);
-    if (s == STATUS_OK && r->next_page[0])
-        printf("more: --page %s\n", r->next_page);
+    ctl_say_more(r->next_page);
     return s;
 }
 
 static enum status cmd_ls(struct ctl *k)
 {
-    int64_t limit;
-    enum status s = ctl_number(k, OPT_LIMIT, 1, 200, 0, &limit, &k->err);
+    Common__Page page;
+    enum status s = ctl_page(k, &page);
     if (s != STATUS_OK)
         return s;
-    Common__Page page = COMMON__PAGE__INIT;
-    fill_page(k, limit, &page);
     Store__ListItemsRequest req = STORE__LIST_ITEMS_REQUEST__INIT;
     req.page = &page;
     req.mine = ctl_has(k, OPT_MINE);
@@ -59,16 +49,14 @@ static enum status cmd_ls(struct ctl *k)
 
 static enum status cmd_search(struct ctl *k)
 {
-    int64_t limit;
-    enum status s = ctl_number(k, OPT_LIMIT, 1, 200, 0, &limit, &k->err);
+    Common__Page page;
+    enum status s = ctl_page(k, &page);
     if (s != STATUS_OK)
         return s;
     struct buf words;
     buf_init(&words, 4096);
     for (size_t i = 0; i < k->n_args; i++)
         buf_printf(&words, "%s%s", i ? " " : "", k->args[i]);
-    Common__Page page = COMMON__PAGE__INIT;
-    fill_page(k, limit, &page);
     Store__SearchRequest req = STORE__SEARCH_REQUEST__INIT;
     req.page = &page;
     req.query = client_str(buf_str(&words));

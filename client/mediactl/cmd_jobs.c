@@ -5,21 +5,12 @@
 #include "cauce/orchestrator.rpc.h"
 #include "ctl.h"
 
-static void add_cells(struct table *t, const char *const *cells, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        table_add(t, "%s", cells[i]);
-}
-
 static enum status cmd_job_ls(struct ctl *k)
 {
-    int64_t limit;
-    enum status s = ctl_number(k, OPT_LIMIT, 1, 200, 0, &limit, &k->err);
+    Common__Page page;
+    enum status s = ctl_page(k, &page);
     if (s != STATUS_OK)
         return s;
-    Common__Page page = COMMON__PAGE__INIT;
-    page.size = (int32_t)limit;
-    page.token = client_str(k->opt[OPT_PAGE]);
     Orchestrator__ListJobsRequest req = ORCHESTRATOR__LIST_JOBS_REQUEST__INIT;
     req.page = &page;
     req.state = client_str(k->opt[OPT_STATE]);
@@ -32,7 +23,7 @@ static enum status cmd_job_ls(struct ctl *k)
     static const char *const heads[] = {"JOB", "STATE", "DONE", "ITEM", "TITLE"};
     struct table t;
     table_init(&t, N_ELEMENTS(heads));
-    add_cells(&t, heads, N_ELEMENTS(heads));
+    table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < r->n_jobs; i++) {
         const Orchestrator__JobInfo *j = r->jobs[i];
         table_add(&t, "%s", j->job_id);
@@ -41,7 +32,9 @@ static enum status cmd_job_ls(struct ctl *k)
         table_add(&t, "%s", j->item_id);
         table_add(&t, "%s", j->title);
     }
-    return table_print(&t, stdout, &k->err);
+    s = table_print(&t, stdout, &k->err);
+    ctl_say_more(r->next_page);
+    return s;
 }
 
 static enum status print_tasks(struct ctl *k, const Orchestrator__JobInfo *j)
@@ -50,7 +43,7 @@ static enum status print_tasks(struct ctl *k, const Orchestrator__JobInfo *j)
                                         "SEGMENTS", "FETCH", "ENCODE", "STORE",  "ERROR"};
     struct table t;
     table_init(&t, N_ELEMENTS(heads));
-    add_cells(&t, heads, N_ELEMENTS(heads));
+    table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < j->n_task_list; i++) {
         const Orchestrator__TaskInfo *w = j->task_list[i];
         table_add(&t, "%s", w->kind);
@@ -75,7 +68,7 @@ static enum status print_outputs(struct ctl *k, const Orchestrator__JobInfo *j)
     static const char *const heads[] = {"OUTPUT", "BYTES", "WORKER", "TRIES", "SECONDS", "DIGEST"};
     struct table t;
     table_init(&t, N_ELEMENTS(heads));
-    add_cells(&t, heads, N_ELEMENTS(heads));
+    table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < j->n_outputs; i++) {
         const Orchestrator__OutputInfo *o = j->outputs[i];
         char hex[65] = "";
@@ -151,7 +144,7 @@ static enum status cmd_worker_ls(struct ctl *k)
                                         "FAILED", "CPU",   "BUILD"};
     struct table t;
     table_init(&t, N_ELEMENTS(heads));
-    add_cells(&t, heads, N_ELEMENTS(heads));
+    table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < r->n_workers; i++) {
         const Orchestrator__WorkerInfo *w = r->workers[i];
         table_add(&t, "%s", w->worker_id);

@@ -8,13 +8,10 @@
 
 static enum status cmd_ls(struct ctl *k)
 {
-    int64_t limit;
-    enum status s = ctl_number(k, OPT_LIMIT, 1, 200, 0, &limit, &k->err);
+    Common__Page page;
+    enum status s = ctl_page(k, &page);
     if (s != STATUS_OK)
         return s;
-    Common__Page page = COMMON__PAGE__INIT;
-    page.size = (int32_t)limit;
-    page.token = client_str(k->opt[OPT_PAGE]);
     Store__ListLibraryRequest req = STORE__LIST_LIBRARY_REQUEST__INIT;
     req.page = &page;
     AUTO(rpc_message_free_p) Store__ListLibraryReply *r = NULL;
@@ -26,6 +23,8 @@ static enum status cmd_ls(struct ctl *k)
         if (item)
             printf("%s  %-5s  %s\n", item->item_id, item->kind, item->title);
     }
+    if (s == STATUS_OK)
+        ctl_say_more(r->next_page);
     return s;
 }
 

@@ -186,13 +186,10 @@ static enum status cmd_voucher_create(struct ctl *k)
 
 static enum status cmd_orders(struct ctl *k)
 {
-    int64_t limit;
-    enum status s = ctl_number(k, OPT_LIMIT, 1, 200, 0, &limit, &k->err);
+    Common__Page page;
+    enum status s = ctl_page(k, &page);
     if (s != STATUS_OK)
         return s;
-    Common__Page page = COMMON__PAGE__INIT;
-    page.size = (int32_t)limit;
-    page.token = client_str(k->opt[OPT_PAGE]);
     Store__ListOrdersRequest req = STORE__LIST_ORDERS_REQUEST__INIT;
     req.page = &page;
     AUTO(rpc_message_free_p) Store__ListOrdersReply *r = NULL;
@@ -207,6 +204,8 @@ static enum status cmd_orders(struct ctl *k)
         printf("%s  %-8s  %12s  %s\n", o->order_id, o->state, total,
                o->n_lines ? o->lines[0]->title : "");
     }
+    if (s == STATUS_OK)
+        ctl_say_more(r->next_page);
     return s;
 }
 

@@ -16,13 +16,10 @@ static void print_user(const Session__User *u)
 
 static enum status cmd_ls(struct ctl *k)
 {
-    int64_t limit;
-    enum status s = ctl_number(k, OPT_LIMIT, 1, 200, 0, &limit, &k->err);
+    Common__Page page;
+    enum status s = ctl_page(k, &page);
     if (s != STATUS_OK)
         return s;
-    Common__Page page = COMMON__PAGE__INIT;
-    page.size = (int32_t)limit;
-    page.token = client_str(k->opt[OPT_PAGE]);
     Session__ListUsersRequest req = SESSION__LIST_USERS_REQUEST__INIT;
     req.page = &page;
     AUTO(rpc_message_free_p) Session__ListUsersReply *r = NULL;
@@ -31,6 +28,8 @@ static enum status cmd_ls(struct ctl *k)
         return ctl_print_message(k, &r->base);
     for (size_t i = 0; s == STATUS_OK && i < r->n_users; i++)
         print_user(r->users[i]);
+    if (s == STATUS_OK)
+        ctl_say_more(r->next_page);
     return s;
 }
 

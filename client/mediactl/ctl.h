@@ -10,6 +10,7 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "cauce/cauce.h"
+#include "cauce/common.pb-c.h"
 #include "client/src/call.h"
 #include "tidy.h"
 
@@ -137,6 +138,8 @@ enum status ctl_number(struct ctl *k, enum option o, int64_t min, int64_t max, i
 enum status ctl_span(struct ctl *k, enum option o, int64_t *ret_ms) MUST_CHECK;
 // Say in k->err that the command line is wrong.
 enum status ctl_misused(struct ctl *k, const char *fmt, ...) PRINTF_LIKE(2, 3);
+// --limit and --page; borrowed from k.
+enum status ctl_page(struct ctl *k, Common__Page *ret) MUST_CHECK;
 
 // ---- output.c ----
 // What a library function said, as a status with its sentence in k->err.
@@ -146,6 +149,7 @@ enum status ctl_parse_money(struct ctl *k, const char *text, int64_t *ret_minor,
                             char ret_currency[4]) MUST_CHECK;
 #define CTL_MONEY_SIZE 40
 void ctl_money(char dst[CTL_MONEY_SIZE], int64_t minor, const char *currency);
+void ctl_say_more(const char *next_page); // how to get the next page, if there is one
 #define CTL_TIME_SIZE 32
 void ctl_duration(char dst[CTL_TIME_SIZE], int64_t us);
 enum status ctl_print_message(struct ctl *k,

@@ -258,6 +258,18 @@ enum status ctl_span(struct ctl *k, enum option o, int64_t *ret_ms)
     return err_wrap(&k->err, s, "%s", option_rows[o].name);
 }
 
+enum status ctl_page(struct ctl *k, Common__Page *ret)
+{
+    int64_t limit;
+    common__page__init(ret);
+    enum status s = ctl_number(k, OPT_LIMIT, 1, 200, 0, &limit, &k->err);
+    if (s != STATUS_OK)
+        return s;
+    ret->size = (int32_t)limit;
+    ret->token = client_str(k->opt[OPT_PAGE]);
+    return STATUS_OK;
+}
+
 enum status ctl_misused(struct ctl *k, const char *fmt, ...)
 {
     va_list ap;

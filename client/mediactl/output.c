@@ -51,6 +51,12 @@ void ctl_money(char dst[CTL_MONEY_SIZE], int64_t minor, const char *currency)
              (int)(a % 100), currency);
 }
 
+void ctl_say_more(const char *next_page)
+{
+    if (*next_page)
+        printf("more: --page %s\n", next_page);
+}
+
 void ctl_duration(char dst[CTL_TIME_SIZE], int64_t us)
 {
     int64_t s = (us + 500000) / 1000000;
