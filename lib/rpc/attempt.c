@@ -337,8 +337,14 @@ void attempt_get_end(struct attempt *s, struct attempt_end *ret)
         .conn_serial = s->conn_serial,
         .was_silent = c->last_rx_us<s->started_us, .was_lost = c->dead, .got_any = s->flow.n_rx> 0};
     if (st->code != STATUS_OK) {
-        bool refused = details_say(st, RPC_REASON_NOT_STARTED, &ret->retryable);
-        ret->not_started = st->code == STATUS_UNAVAILABLE && (refused || s->flow.unsent);
+        struct rpc_details d;
+        details_unpack(st, &d);
+        bool unavailable = st->code == STATUS_UNAVAILABLE;
+        bool refused = str_eq(d.reason, RPC_REASON_NOT_STARTED);
+        ret->retryable = d.retryable;
+        ret->not_started = unavailable && (refused || s->flow.unsent);
+        ret->was_shed = unavailable && str_eq(d.reason, RPC_REASON_OVERLOADED);
+        rpc_details_done(&d);
     }
     if (s->m->kind == RPC_UNARY && !s->flow.raw)
         ret->reply = flow_take(&s->flow);

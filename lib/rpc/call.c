@@ -490,10 +490,14 @@ static void check_open(struct rpc_server *s, struct conn *conn, const struct met
 {
     unsigned most = server_max_calls(s, conn);
     bool for_clients = e && (e->m->allow & (ROLE_ANON | USER_ROLES));
+    // Who has heard of the GOAWAY opens no more calls, and what crossed it is repeated elsewhere;
+    // but for streams that the client writes: those it could not repeat.
+    bool may_repeat = !e || takes_request(e->m);
     r->code = STATUS_OK;
-    if (s->is_closing || conn->draining)
+    if (s->is_ending || ((s->is_closing || conn->draining) && may_repeat)) {
+        conn_goaway(conn); // if it was not said yet: who hears the refusal must know
         refuse(r, STATUS_UNAVAILABLE, RPC_REASON_NOT_STARTED, "the server is shutting down");
-    else if (conn->n_calls >= most)
+    } else if (conn->n_calls >= most)
         refuse(r, STATUS_RESOURCE_EXHAUSTED, NULL,
                "%s: %u calls are open on this connection, at most %u", o->method, conn->n_calls,
                most);

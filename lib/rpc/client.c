@@ -206,6 +206,8 @@ static enum breaker_verdict verdict(struct endpoint *e, const struct attempt_end
     case STATUS_DEADLINE_EXCEEDED:
         return end->was_silent ? BREAKER_BAD : BREAKER_NEUTRAL;
     case STATUS_UNAVAILABLE:
+        if (end->was_shed) // it is there, and says when to come again
+            return BREAKER_GOOD;
         if (end->was_lost && e->lost_serial == end->conn_serial)
             return BREAKER_NEUTRAL;
         e->lost_serial = end->was_lost ? end->conn_serial : e->lost_serial;

@@ -130,6 +130,11 @@ const struct rpc_trace *rpc_call_trace(const struct rpc_call *c)
     return &c->trace;
 }
 
+const uint8_t *rpc_call_parent_span(const struct rpc_call *c)
+{
+    return c->parent_span;
+}
+
 // ---------------------------------------------------------------- metadata
 
 const struct rpc_metadata *rpc_call_metadata_all(const struct rpc_call *c, size_t *ret_n)

@@ -165,17 +165,6 @@ void details_unpack(const struct frame_status *st, struct rpc_details *ret)
     ret->mem = k;
 }
 
-bool details_say(const struct frame_status *st, const char *reason, bool *ret_retryable)
-{
-    struct rpc_details d;
-    details_unpack(st, &d);
-    bool same = str_eq(d.reason, reason);
-    if (ret_retryable)
-        *ret_retryable = d.retryable;
-    rpc_details_done(&d);
-    return same;
-}
-
 void rpc_details_done(struct rpc_details *d)
 {
     kept_free(d->mem);

@@ -21,5 +21,3 @@ size_t details_pack_reason(uint8_t dst[DETAILS_REASON_SIZE], const char *word, b
 // ---- client ----
 // What came is another's: malformed details count as none.
 void details_unpack(const struct frame_status *st, struct rpc_details *ret);
-// Whether the status has that reason; ret_retryable may be NULL.
-bool details_say(const struct frame_status *st, const char *reason, bool *ret_retryable);

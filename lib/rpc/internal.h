@@ -86,6 +86,7 @@ struct rpc_server {
     size_t n_listeners;
     bool is_listening, is_stopped;
     atomic_bool is_closing;
+    atomic_bool is_ending; // what is still open is being ended
     struct method_entry *methods[N_METHOD_BUCKETS];
     rpc_route_fn route;
     void *route_ud;
@@ -244,6 +245,7 @@ bool retry_spend(struct retry_budget *r, int64_t now_us); // false: too many rep
 
 struct retry_plan {                               // of one call
     unsigned most;                                // attempts
+    unsigned most_shed;                           // the same, while no handler has seen the call
     bool never;                                   // not even what never started
     int64_t backoff_us, backoff_max_us, hedge_us; // hedge_us 0: none
     unsigned n_tried;                             // attempts begun
@@ -253,6 +255,7 @@ struct retry_plan {                               // of one call
 struct attempt_end { // how an attempt went
     enum status code;
     bool not_started; // certainly no handler saw it
+    bool was_shed;    // the same, for the server has too much to do
     bool retryable;   // its details say so
     int64_t retry_after_ms;
     uint64_t conn_serial;

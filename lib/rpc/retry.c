@@ -52,6 +52,7 @@ void retry_init(struct retry_plan *r, const struct rpc_method *m, const struct r
                                          : DEFAULT_ATTEMPTS;
     *r = (struct retry_plan){
         .most = repeatable ? most : 1,
+        .most_shed = most,
         .never = o && o->max_attempts == 1,
         .backoff_us = m->initial_backoff_ms * 1000LL,
         .backoff_max_us = m->max_backoff_ms * 1000LL,
@@ -98,7 +99,7 @@ bool retry_next(struct retry_plan *r, const struct attempt_end *e, struct rpc_cl
         return *ret_at_us < deadline_us;
     }
     unsigned paid = r->n_tried - r->n_free;
-    if (paid >= r->most || e->retry_after_ms > RETRY_AFTER_MAX_MS)
+    if (paid >= (e->was_shed ? r->most_shed : r->most) || e->retry_after_ms > RETRY_AFTER_MAX_MS)
         return false;
     *ret_at_us = now_us + retry_backoff_us(r, paid, e->retry_after_ms);
     return *ret_at_us < deadline_us && client_may_repeat(c, e->endpoint, false, now_us);

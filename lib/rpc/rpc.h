@@ -372,6 +372,8 @@ unsigned rpc_call_attempt(const struct rpc_call *c); // 1: the caller's first; 2
 // The caller's trace (a new one when it gave none) with a span of our own, which is the parent of
 // the calls made here. Valid while the call is.
 const struct rpc_trace *rpc_call_trace(const struct rpc_call *c);
+// The caller's span, 8 bytes; zeros when the trace begins here.
+const uint8_t *rpc_call_parent_span(const struct rpc_call *c);
 // What came beside the request; NULL when there is no such key. Valid while the call is.
 const struct rpc_metadata *rpc_call_metadata(const struct rpc_call *c, const char *key);
 const struct rpc_metadata *rpc_call_metadata_all(const struct rpc_call *c, size_t *ret_n);
@@ -460,7 +462,7 @@ struct rpc_client_opts {
 // Each endpoint has a circuit breaker: calls that fail UNAVAILABLE, or meet a silent server, open
 // it (five in a row, or half of at least twenty within ten seconds), and it is left alone for a
 // second, then twice as long each time, up to thirty; one call at a time probes it. What a service
-// answers otherwise counts as success, what the caller cancels counts as nothing.
+// answers otherwise counts as success, OVERLOADED included, what the caller cancels as nothing.
 //
 // threads  any, except rpc_client_free(), which must come after everybody else's last use
 struct rpc_client *rpc_client_new(const struct rpc_client_opts *o, struct err *err) MUST_CHECK;
@@ -559,7 +561,8 @@ struct rpc_opts {
 // that successes and time refill, so that a failing backend sees little more than its usual load. A
 // call that certainly never reached a handler (it was still in our queue when the connection went,
 // or the server says NOT_STARTED) is repeated whatever its method, once per connection lost, for
-// free.
+// free; one that the server shed as OVERLOADED is repeated whatever its method too, but like any
+// other.
 //
 // Hedges. A method with hedge_after_ms is asked of a second endpoint when no answer came in that
 // time: the first answer wins and the other call is cancelled. Hedges spend the same budget.

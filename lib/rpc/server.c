@@ -284,6 +284,7 @@ static bool is_quiet(struct rpc_server *s)
 static void end_all(struct rpc_server *s, bool kill)
 {
     size_t n;
+    s->is_ending = true;
     struct conn **all = server_conns(s, &n);
     for (size_t i = 0; i < n; i++) {
         struct conn *c = all[i];

@@ -654,12 +654,14 @@ void rpc_unary_async(struct rpc_client *c, const struct rpc_method *m, const str
 // Goes on where the first attempt stopped; at_us: when to try again, 0 = now.
 static enum status wait_unary(struct rpc_client *c, const struct call_spec *spec,
                               const struct rpc_opts *o, const struct retry_plan *plan,
-                              int64_t at_us, ProtobufCMessage **ret, struct err *err)
+                              const struct endpoint *avoid, int64_t at_us, ProtobufCMessage **ret,
+                              struct err *err)
 {
     struct unary *u = unary_new(c, spec, o, NULL);
     if (!u)
         return err_set(err, STATUS_CANCELLED, "the client is closing or out of memory");
     u->plan = *plan;
+    u->avoid = avoid;
     pthread_cond_init(&u->cond, NULL);
     arm(u);
     if (at_us)
@@ -686,12 +688,14 @@ static void wait_end(struct attempt *s)
 
 // The first attempt, on the caller's thread. False: there is more to do, at *ret_at_us.
 static bool try_here(struct rpc_client *c, const struct call_spec *spec, const struct rpc_opts *o,
-                     struct retry_plan *plan, int64_t *ret_at_us, ProtobufCMessage **ret,
-                     enum status *ret_status, struct err *err)
+                     struct retry_plan *plan, const struct endpoint **ret_avoid,
+                     int64_t *ret_at_us, ProtobufCMessage **ret, enum status *ret_status,
+                     struct err *err)
 {
     struct attempt *s = attempt_new(c, spec);
     struct attempt_end e = {.code = STATUS_OK};
     *ret_at_us = 0;
+    *ret_avoid = NULL;
     if (!s) {
         *ret_status = err_set(err, STATUS_RESOURCE_EXHAUSTED, "%s: out of memory", spec->m->name);
         return true;
@@ -713,6 +717,7 @@ static bool try_here(struct rpc_client *c, const struct call_spec *spec, const s
         *ret_status = read_answer(s, &e, ret, err);
         tell_details(s, &e, o ? o->ret_retry_after_ms : NULL, o ? o->ret_details : NULL);
     }
+    *ret_avoid = e.endpoint;
     mem_free(e.reply);
     attempt_unhook(s);
     attempt_unref(s);
@@ -739,9 +744,10 @@ enum status rpc_unary(struct rpc_client *c, const struct rpc_method *m, const st
     spec.req = packed;
 
     struct retry_plan plan;
+    const struct endpoint *avoid = NULL;
     int64_t at = 0;
     retry_init(&plan, m, o);
-    if (plan.hedge_us == 0 && try_here(c, &spec, o, &plan, &at, ret, &s, err))
+    if (plan.hedge_us == 0 && try_here(c, &spec, o, &plan, &avoid, &at, ret, &s, err))
         return s;
-    return wait_unary(c, &spec, o, &plan, at, ret, err);
+    return wait_unary(c, &spec, o, &plan, avoid, at, ret, err);
 }

@@ -106,12 +106,13 @@ static struct rpc_call_info *calls_add(struct calls *l)
     return &l->infos[l->n++];
 }
 
+// Who writes waits for room, or what was written does.
 static enum rpc_call_state call_state(const struct rpc_call *c)
 {
     const struct flow *f = &c->flow;
     if (!c->started_us)
         return RPC_CALL_QUEUED;
-    if (f->tx_head && !f->is_ready)
+    if (!flow_can_write(f) || (f->tx_head && !f->is_ready))
         return RPC_CALL_WAITING_FOR_CREDIT;
     return c->entry->m->kind == RPC_UNARY ? RPC_CALL_RUNNING : RPC_CALL_STREAMING;
 }
