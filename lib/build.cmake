@@ -24,6 +24,12 @@ if(CAUCE_SANITIZE)
     add_link_options(-fsanitize=${CAUCE_SANITIZE})
 endif()
 
+option(CAUCE_FUZZ "Fuzz targets for libFuzzer instead of replaying their corpus; needs clang" OFF)
+if(CAUCE_FUZZ)
+    add_compile_options(-fsanitize=fuzzer-no-link)
+    add_link_options(-fsanitize=fuzzer-no-link)
+endif()
+
 # cauce_lib(NAME SOURCES a.c b.c [LIBS base log] [PKG libsodium] [STRICT])
 # One static library for one folder. LIBS: other folders of lib/, public. PKG: outside libraries by
 # pkg-config name, private, headers as SYSTEM. STRICT: the folder parses outside bytes.
