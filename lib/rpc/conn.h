@@ -237,7 +237,7 @@ struct conn {
     uint32_t n_slots, next_slot;
 
     uint64_t bytes_in, bytes_out;
-    char why[96];      // of its death
+    char why[120];     // of its death
     int64_t end_at_us; // conn_end_at(); 0 = not set
     const char *end_why;
 

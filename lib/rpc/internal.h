@@ -288,6 +288,8 @@ struct link { // a socket and dialer for one endpoint, and the connection it has
     struct conn *conn;
     uint32_t new_pipe;
     bool lost;         // conn's pipe is gone
+    int64_t backoff_ms; // until it is dialled again
+    unsigned n_refused; // connections in a row on which no record came
     bool try_next_key; // at the next handshake; its last one failed with the other key. Client's lock
     unsigned n_checks; // client's, when the server's grant was asked about last; clock thread
     int64_t renewed_us, renew_us; // last handshake began; the next one is due. Clock thread
@@ -326,7 +328,7 @@ struct endpoint {
     int64_t since_us;             // when it was dialled, got or lost its connection
     int64_t not_before_us;        // when dialling was impossible
     bool was_lost;                // a connection, since it was dialled
-    char last_error[96];          // why it has none, or had none
+    char last_error[120];          // why it has none, or had none
 };
 enum status endpoints_set(struct rpc_client *c, const struct rpc_endpoint *e, size_t n,
                           struct err *err) MUST_CHECK;

@@ -1,5 +1,8 @@
 // A link: a socket that dials one endpoint for ever, and the connection it has at the moment.
 //
+// Dialling again. Whoever is refused in the handshake would be so again: the pause doubles with
+// each connection on which no record came, and is short again after one.
+//
 // A link's life is run by the client's clock thread: pipes come and go on the transport's threads,
 // which only note it and wake the clock. It takes back what the dead connection still had in the
 // transport before the new one says its first word, or that would arrive first.
@@ -58,9 +61,20 @@ static void owner_ready(struct conn *c)
     clock_wake_at(cl->clock, 0); // calls may be waiting
 }
 
+// Called with the link's lock held. The pause after the connection that is there now.
+static void set_backoff(struct link *l, int64_t ms)
+{
+    l->backoff_ms = ms < TRANSPORT_BACKOFF_MAX_MS ? ms : TRANSPORT_BACKOFF_MAX_MS;
+    l->ops->set_backoff(l->transport, l->backoff_ms);
+}
+
 static void owner_confirmed(struct conn *c)
 {
-    (void)c;
+    struct link *l = link_of(c);
+    pthread_mutex_lock(&l->lock);
+    l->n_refused = 0;
+    set_backoff(l, TRANSPORT_BACKOFF_MIN_MS);
+    pthread_mutex_unlock(&l->lock);
 }
 static void owner_idle(struct conn *c)
 {
@@ -92,6 +106,17 @@ static void owner_goaway(struct conn *c)
     clock_wake_at(cl->clock, 0);
 }
 
+// Once for each time that it begins; rpc_channels_each() tells who asks later.
+static void log_refused(struct link *l, const char *why)
+{
+    pthread_mutex_lock(&l->lock);
+    bool first = l->n_refused++ == 0;
+    pthread_mutex_unlock(&l->lock);
+    if (first)
+        log_warn(l->client->o.log, "rpc_handshake_failed", F_STR("endpoint", l->endpoint->url),
+                 F_STR("why", why));
+}
+
 static void owner_dead(struct conn *c)
 {
     struct link *l = link_of(c);
@@ -108,7 +133,10 @@ static void owner_dead(struct conn *c)
     cl->stats.bytes_out += c->bytes_out;
     cl->stats.records_in += c->rx_records;
     cl->stats.records_out += c->tx_records;
+    bool is_wanted = !cl->is_closing && l->endpoint->current == l;
     pthread_mutex_unlock(&cl->lock);
+    if (!c->confirmed && is_wanted)
+        log_refused(l, c->why);
     clock_wake_at(cl->clock, 0);
 }
 
@@ -187,11 +215,20 @@ static void on_sent(void *ud, uint32_t pipe)
     conn_unref(c);
 }
 
+static void on_failed(void *ud, const char *why)
+{
+    struct link *l = ud;
+    pthread_mutex_lock(&l->client->lock);
+    endpoint_lost(l->client, l, why);
+    pthread_mutex_unlock(&l->client->lock);
+}
+
 static const struct transport_events link_events = {
     .attach = on_attach,
     .detach = on_detach,
     .receive = on_receive,
     .sent = on_sent,
+    .failed = on_failed,
 };
 
 // ---------------------------------------------------------------- links (clock thread)
@@ -225,6 +262,7 @@ enum status link_open(struct rpc_client *cl, struct endpoint *e, struct err *err
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "dial %s: out of memory", e->url);
     l->client = cl;
     l->endpoint = e;
+    l->backoff_ms = TRANSPORT_BACKOFF_MIN_MS;
     l->ops = transport_for(cl->o.transport, e->url);
     list_init(&l->all);
     pthread_mutex_init(&l->lock, NULL);
@@ -243,11 +281,22 @@ enum status link_open(struct rpc_client *cl, struct endpoint *e, struct err *err
     return STATUS_OK;
 }
 
+// A server that refuses does not say why; these are its reasons.
+static const char *why_lost(const struct conn *c)
+{
+    if (c->confirmed)
+        return "the server closed the connection";
+    return c->o.is_client_link
+               ? "refused in the handshake: it has another key, or lets nobody in from here for now"
+               : "refused in the handshake: it has another key, or does not accept this node's "
+                 "grant";
+}
+
 static void link_drop_conn(struct link *l)
 {
     struct conn *c = l->conn;
     conn_lock(c);
-    conn_kill(c, "the server closed the connection");
+    conn_kill(c, why_lost(c));
     conn_unlock(c);
     l->ops->quiesce(l->transport);
     pthread_mutex_lock(&l->lock);
@@ -282,6 +331,7 @@ static void link_new_conn(struct link *l, uint32_t pipe)
                           .ud = l,
                           .is_client_link = !cl->as_service,
                           .n_slots = TRANSPORT_DIAL_SLOTS - 1, // one for handshakes
+                          .handshake_us = cl->o.handshake_timeout_ms * 1000,
                           .ping_us = cl->o.ping_after_ms * 1000};
     struct conn *c = chan ? conn_new(&o) : NULL;
     if (!c) {
@@ -292,6 +342,7 @@ static void link_new_conn(struct link *l, uint32_t pipe)
     }
     pthread_mutex_lock(&l->lock);
     l->conn = c;
+    set_backoff(l, 2 * l->backoff_ms); // unless it becomes one
     pthread_mutex_unlock(&l->lock);
     conn_lock(c);
     conn_start(c);

@@ -443,7 +443,8 @@ struct rpc_client_opts {
     unsigned expect_role;           // ROLE_NODE_ bit the responder's grant must have; 0 = any
     const struct rpc_endpoint *endpoints; // copied; several: see policy
     size_t n_endpoints;                   // at least 1
-    int64_t connect_timeout_ms;           // 0 = 5000
+    int64_t connect_timeout_ms;           // of a call that waits for a connection; 0 = 5000
+    int64_t handshake_timeout_ms;         // of a connection; 0 = 5000
     struct work_pool *pool;               // runs completion callbacks; NULL: a small one of its own
     int64_t ping_after_ms;                // as in rpc_server_opts
     const struct transport_ops *transport; // NULL: nng
@@ -513,7 +514,7 @@ struct rpc_channel_info { // one endpoint of one client
     uint64_t n_calls, n_failed, n_retries, n_hedges, n_connects, bytes_in, bytes_out;
     int64_t age_ms;      // of the connection; 0 when there is none
     int64_t rtt_us;      // smoothed time to an acknowledgement; 0 = not known yet
-    char last_error[96]; // "" when none
+    char last_error[120]; // "" when none
 };
 struct rpc_client_call_info { // one call in flight, or waiting for its next attempt
     const char *method;
