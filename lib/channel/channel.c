@@ -25,6 +25,7 @@
 #include "base/mem.h"
 #include "base/rand.h"
 #include "channel/internal.h"
+#include "crypto/aead.h"
 #include "crypto/crypto.h"
 
 #define LINKS_KNOWN (1U << CHAN_LINK_CLIENT | 1U << CHAN_LINK_SERVICE | 1U << CHAN_LINK_ENROL)
@@ -70,12 +71,19 @@ static void renewal_free(struct chan_renewal *r)
     mem_free(r);
 }
 
+static void forget(struct chan_cipher *k)
+{
+    crypto_record_forget(k->record);
+    crypto_wipe(k->key, sizeof(k->key));
+    k->counter = 0;
+}
+
 static void die(struct chan *c)
 {
     chan_handshake_free(TAKE(c->hs));
     renewal_free(TAKE(c->renewal));
-    crypto_wipe(&c->send, sizeof(c->send));
-    crypto_wipe(&c->receive, sizeof(c->receive));
+    forget(&c->send);
+    forget(&c->receive);
     c->state = CHAN_ST_DEAD;
 }
 
@@ -104,6 +112,8 @@ void chan_free(struct chan *c)
         k = older;
     }
     chan_local_unref(c->local);
+    crypto_record_free(c->send.record);
+    crypto_record_free(c->receive.record);
     crypto_wipe(c, sizeof(*c));
     mem_free(c);
 }
@@ -115,13 +125,17 @@ static struct chan *chan_new(struct chan_local *l, struct err *err)
         return NULL;
     struct chan *c = mem_alloc(sizeof(*c));
 
-    if (!c) {
-        (void)err_set(err, STATUS_RESOURCE_EXHAUSTED, "channel: out of memory");
-        return NULL;
+    if (c) {
+        c->local = chan_local_ref(l);
+        c->known = &c->first;
+        c->send.record = crypto_record_new(true);
+        c->receive.record = crypto_record_new(false);
     }
-    c->local = chan_local_ref(l);
-    c->known = &c->first;
-    return c;
+    if (c && c->send.record && c->receive.record)
+        return c;
+    chan_free(c);
+    (void)err_set(err, STATUS_RESOURCE_EXHAUSTED, "channel: out of memory");
+    return NULL;
 }
 
 static struct chan *lacks(struct err *err, const char *what)
@@ -294,10 +308,11 @@ static size_t seal(struct chan *c, enum chan_type type, uint8_t *msg, size_t n)
     rekey_if_due(&c->send);
     chan_put_header(msg, c, type);
     put_be64(msg + CHAN_HEADER_SIZE, c->send.counter);
-    n = crypto_seal(CRYPTO_CHACHAPOLY, msg + RECORD_HEAD, c->send.key, c->send.counter, msg,
-                    RECORD_HEAD, msg + RECORD_HEAD, n);
+    if (!crypto_record_seal(c->send.record, msg + RECORD_HEAD, c->send.key, c->send.counter, msg,
+                            RECORD_HEAD, msg + RECORD_HEAD, n))
+        return 0;
     c->send.counter++;
-    return RECORD_HEAD + n;
+    return n + CHAN_RECORD_OVERHEAD;
 }
 
 static bool may_seal(const struct chan *c, size_t n)
@@ -334,8 +349,9 @@ static bool seal_copy(struct chan *c, enum chan_type type, const void *p, size_t
         return false;
     if (n > 0)
         memcpy(msg + RECORD_HEAD, p, n);
-    buf_commit(out, seal(c, type, msg, n));
-    return true;
+    n = seal(c, type, msg, n);
+    buf_commit(out, n);
+    return n > 0;
 }
 
 // ---------------------------------------------------------------- new handshakes inside
@@ -510,8 +526,8 @@ static enum status open_record(struct chan *c, uint8_t *in, size_t n, struct err
     if (counter != c->receive.counter || counter == UINT64_MAX)
         return refuse(c, CHAN_GAP, err, "a record is missing");
     rekey_if_due(&c->receive);
-    if (!crypto_open(CRYPTO_CHACHAPOLY, in + RECORD_HEAD, c->receive.key, counter, in, RECORD_HEAD,
-                     in + RECORD_HEAD, n - RECORD_HEAD))
+    if (!crypto_record_open(c->receive.record, in + RECORD_HEAD, c->receive.key, counter, in,
+                            RECORD_HEAD, in + RECORD_HEAD, n - RECORD_HEAD))
         return refuse(c, CHAN_BAD_TAG, err, "a record with a bad tag");
     c->receive.counter++;
     return STATUS_OK;

@@ -164,7 +164,7 @@ static void test_enrol_with_another_host_is_refused_by_the_newcomer(void **state
 {
     (void)state;
     struct meeting m;
-    struct chan_identity other;
+    struct chan_identity other = {.grant_len = 0};
 
     meet(&m, NULL);
     crypto_dh_keypair(other.public_key, other.secret);

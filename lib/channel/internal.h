@@ -39,6 +39,7 @@ enum chan_state {
 };
 
 struct chan_cipher {
+    struct crypto_record *record;
     uint8_t key[NOISE_KEY_SIZE];
     uint64_t counter; // of the next record
 };

@@ -74,8 +74,9 @@ void chan_local_unref(struct chan_local *l)
 
 static bool is_same_identity(const struct chan_identity *a, const struct chan_identity *b)
 {
-    return crypto_equal(a->secret, b->secret, sizeof(a->secret)) && a->grant_len == b->grant_len &&
-           memcmp(a->grant, b->grant, a->grant_len) == 0;
+    return crypto_equal(a->secret, b->secret, sizeof(a->secret)) &&
+           memcmp(a->public_key, b->public_key, sizeof(a->public_key)) == 0 &&
+           a->grant_len == b->grant_len && memcmp(a->grant, b->grant, a->grant_len) == 0;
 }
 
 static bool is_same(const struct chan_local *l, const struct chan_identity *id,

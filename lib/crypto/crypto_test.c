@@ -11,8 +11,12 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#ifdef HAS_LIBCRYPTO
+#include <openssl/evp.h>
+#endif
 
 #include "base/str.h"
+#include "crypto/aead.h"
 
 static void assert_hex(const void *bytes, size_t n, const char *hex)
 {
@@ -142,6 +146,78 @@ static void test_aead_matches_openssl_and_refuses_every_changed_bit(void **state
         assert_true(crypto_open(a, bad, key, nonce, "header", 6, bad, sizeof(bad)));
         assert_memory_equal(bad, "sealed words", 12);
     }
+}
+
+// The same by libcrypto, whichever library seals records here. False: it is not there.
+static bool seal_elsewhere(uint8_t *out, const uint8_t key[32], uint64_t nonce, const void *ad,
+                           size_t ad_len, const uint8_t *in, size_t n)
+{
+#ifdef HAS_LIBCRYPTO
+    uint8_t iv[12] = {0};
+    int len;
+    EVP_CIPHER_CTX *c = EVP_CIPHER_CTX_new();
+    for (unsigned i = 0; i < 8; i++)
+        iv[4 + i] = (uint8_t)(nonce >> 8 * i);
+    assert_int_equal(EVP_EncryptInit_ex(c, EVP_chacha20_poly1305(), NULL, key, iv), 1);
+    assert_int_equal(EVP_EncryptUpdate(c, NULL, &len, ad, (int)ad_len), 1);
+    assert_int_equal(EVP_EncryptUpdate(c, out, &len, in, (int)n), 1);
+    assert_int_equal(EVP_EncryptFinal_ex(c, out + n, &len), 1);
+    assert_int_equal(EVP_CIPHER_CTX_ctrl(c, EVP_CTRL_AEAD_GET_TAG, 16, out + n), 1);
+    EVP_CIPHER_CTX_free(c);
+    return true;
+#else
+    (void)out, (void)key, (void)nonce, (void)ad, (void)ad_len, (void)in, (void)n;
+    return false;
+#endif
+}
+
+static void test_records_are_the_same_bytes_whoever_seals_them(void **state)
+{
+    (void)state;
+    enum { MOST = 70000 };
+    static uint8_t plain[MOST], box[MOST + 16], other[MOST + 16], back[MOST + 16];
+    struct crypto_record *seals = crypto_record_new(true), *opens = crypto_record_new(false);
+    uint8_t key[32], ad[20];
+
+    assert_true(seals && opens);
+    for (size_t i = 0; i < sizeof(plain); i++)
+        plain[i] = (uint8_t)(i * 7 + i / 251);
+    for (size_t i = 0; i < sizeof(ad); i++)
+        ad[i] = (uint8_t)(0xa0 + i);
+    uint64_t nonce = 0;
+    for (size_t n = 0; n <= MOST; n = n < 300 ? n + 1 : n * 2 - 1) {
+        nonce = nonce < 200 ? nonce + 1 : nonce * 3;
+        if (n % 16 == 0) // keys change while a session lasts
+            memset(key, (int)(n / 16 + 1), sizeof(key));
+        if (n % 64 == 0)
+            crypto_record_forget(seals);
+        assert_true(crypto_record_seal(seals, box, key, nonce, ad, sizeof(ad), plain, n));
+        (void)crypto_seal(CRYPTO_CHACHAPOLY, other, key, nonce, ad, sizeof(ad), plain, n);
+        assert_memory_equal(box, other, n + 16);
+        if (seal_elsewhere(other, key, nonce, ad, sizeof(ad), plain, n))
+            assert_memory_equal(box, other, n + 16);
+        memcpy(back, plain, n); // in place
+        assert_true(crypto_record_seal(seals, back, key, nonce, ad, sizeof(ad), back, n));
+        assert_memory_equal(back, box, n + 16);
+        assert_true(crypto_record_open(opens, back, key, nonce, ad, sizeof(ad), back, n + 16));
+        assert_memory_equal(back, plain, n);
+        for (size_t at = 0; at < n + 16; at += n / 3 + 1) {
+            box[at] ^= 0x10;
+            assert_false(crypto_record_open(opens, back, key, nonce, ad, sizeof(ad), box, n + 16));
+            box[at] ^= 0x10;
+        }
+        assert_false(crypto_record_open(opens, back, key, nonce + 1, ad, sizeof(ad), box, n + 16));
+        assert_false(crypto_record_open(opens, back, key, nonce, ad, sizeof(ad) - 1, box, n + 16));
+        assert_false(crypto_record_open(opens, back, key, nonce, ad, sizeof(ad), box, n + 15));
+        assert_true(crypto_record_open(opens, back, key, nonce, ad, sizeof(ad), box, n + 16));
+        assert_memory_equal(back, plain, n);
+    }
+    for (size_t n = 0; n < 16; n++)
+        assert_false(crypto_record_open(opens, back, key, 1, ad, sizeof(ad), box, n));
+    print_message("records are sealed by %s\n", crypto_record_library());
+    crypto_record_free(seals);
+    crypto_record_free(opens);
+    crypto_record_free(NULL);
 }
 
 static void test_dh_matches_rfc_7748_and_refuses_zero(void **state)
@@ -348,6 +424,7 @@ int main(void)
         cmocka_unit_test(test_hmac_matches_python),
         cmocka_unit_test(test_hkdf_matches_python),
         cmocka_unit_test(test_aead_matches_openssl_and_refuses_every_changed_bit),
+        cmocka_unit_test(test_records_are_the_same_bytes_whoever_seals_them),
         cmocka_unit_test(test_dh_matches_rfc_7748_and_refuses_zero),
         cmocka_unit_test(test_ed25519_matches_rfc_8032),
         cmocka_unit_test(test_password_round_trip_and_rehash),

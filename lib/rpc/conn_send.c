@@ -199,6 +199,11 @@ static bool send_record(struct conn *c, bool only_control)
         return false;
     }
     size_t size = chan_seal(c->chan, data, n, NULL);
+    if (size == 0) { // what was to be sent is taken apart already
+        c->o.ops->msg_free(m);
+        conn_kill(c, "a record could not be sealed");
+        return false;
+    }
     c->o.ops->msg_shorten(m, size);
     struct sent *s = &c->sent[c->tx_records++ % CONN_UNACKED_CONTROL_MAX];
     *s = (struct sent){.bytes = (uint32_t)size, .n_status = n_status, .at_us = c->now_us};
