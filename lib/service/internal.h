@@ -118,6 +118,9 @@ void svc_clients_free(struct svc_clients *c);
 // ---- node_service.c ----
 enum status instance_serve_node(struct instance *in, struct err *err) MUST_CHECK;
 
+// ---- metrics.c ----
+void metrics_put_methods(struct buf *b, const struct rpc_method_stats *all, size_t n);
+
 // ---- ready.c ----
 enum status svc_write_ready(const char *path, struct instance *const *in, size_t n,
                             struct err *err) MUST_CHECK;

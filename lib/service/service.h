@@ -41,6 +41,7 @@ struct svc_revocation {
 };
 // The list may change while it is used; any thread. A node that was returned stays as it was, and
 // valid, until the list is freed; whoever asks again gets what is written by then.
+struct buf;
 struct svc_nodes;
 enum status svc_nodes_load(const char *path, struct svc_nodes **ret, struct err *err) MUST_CHECK;
 // Read the file again; on any error nothing changes.
@@ -176,6 +177,9 @@ struct rpc_client *svc_client_to(struct svc *svc, unsigned role, const char *url
 // The secret token key of session and store: keys/<node>.token.key.
 enum status svc_load_token_secret(struct svc *svc, uint8_t ret_secret[64],
                                   struct err *err) MUST_CHECK;
+// Append what the server's methods have done, in Prometheus' text format: cauce_rpc_*, labelled by
+// service and method. b->failed tells when memory or the buffer's limit were short.
+void svc_metrics_put(struct svc *svc, struct buf *b);
 // An additional HTTP (or other) address to be shown in the ready file.
 void svc_set_http_address(struct svc *svc, const char *url);
 void svc_set_public_url(struct svc *svc, const char *url); // gateway: the cauce://host:port#key URL

@@ -135,11 +135,12 @@ void gateway_metrics(struct http_request *r, void *gateway)
 {
     struct gateway *g = gateway;
     struct buf b;
-    buf_init(&b, 1 << 20);
+    buf_init(&b, 4 << 20);
     http_metrics(&b, g);
     cache_metrics(&b, g->segments, "{of=\"segments\"}", true);
     cache_metrics(&b, g->plans, "{of=\"plans\"}", false);
     rpc_metrics(&b, g);
+    svc_metrics_put(g->svc, &b);
     if (b.failed)
         http_respond_problem(r, STATUS_RESOURCE_EXHAUSTED, "out of memory", 1);
     else
