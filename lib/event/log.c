@@ -25,6 +25,7 @@
 #define MAX_READERS 4096
 #define SUBJECT_SIZE 128
 #define DATABASE_RETRY_MS 1000
+#define PRUNE_FIRST_MS (60 * 1000) // a service that starts has other things to do
 #define PRUNE_EVERY_MS (10 * 60 * 1000)
 #define PRUNE_ROWS 5000
 
@@ -477,7 +478,7 @@ void event_log_retain(struct event_log *l, int64_t retention_ms, int64_t unread_
     l->retention_ms = retention_ms;
     l->unread_ms = unread_ms > retention_ms ? unread_ms : retention_ms;
     if (retention_ms > 0)
-        start_prune_timer(l, 0);
+        start_prune_timer(l, PRUNE_FIRST_MS);
 }
 
 // ---------------------------------------------------------------- the log

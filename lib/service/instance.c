@@ -268,3 +268,12 @@ void svc_set_public_url(struct svc *svc, const char *url)
     (void)str_copy(in->public_url, sizeof(in->public_url), url);
     pthread_mutex_unlock(&in->lock);
 }
+
+void svc_set_events_url(struct svc *svc, const char *url)
+{
+    struct instance *in = instance_of(svc);
+
+    pthread_mutex_lock(&in->lock);
+    (void)str_copy(in->events_url, sizeof(in->events_url), url);
+    pthread_mutex_unlock(&in->lock);
+}

@@ -49,7 +49,7 @@ struct instance {
     char problem[200];          // why what is on disk was not all taken over; "" when it was
     char urls[SVC_MAX_URLS][RPC_URL_SIZE];
     size_t n_urls;
-    char http[RPC_URL_SIZE], public_url[2 * RPC_URL_SIZE];
+    char http[RPC_URL_SIZE], public_url[2 * RPC_URL_SIZE], events_url[RPC_URL_SIZE];
 };
 
 static inline struct instance *instance_of(struct svc *svc)
@@ -114,6 +114,12 @@ struct svc_clients *svc_clients_new(struct svc *svc) MUST_CHECK;
 void svc_clients_update(struct svc_clients *c);
 void svc_clients_check(struct svc_clients *c); // grants that may have ended meanwhile
 void svc_clients_free(struct svc_clients *c);
+
+// ---- publish.c ----
+// The address beside that one; and how others reach it, "" when by its own name.
+enum status svc_publish_url(const char *listen, char ret[RPC_URL_SIZE], struct err *err) MUST_CHECK;
+enum status svc_publish_as(const char *url, const char *known_as, char ret[RPC_URL_SIZE],
+                           struct err *err) MUST_CHECK;
 
 // ---- node_service.c ----
 enum status instance_serve_node(struct instance *in, struct err *err) MUST_CHECK;

@@ -33,6 +33,7 @@ static void put_node(struct buf *b, struct instance *in)
         buf_put_json_string(b, in->urls[i], strlen(in->urls[i]));
     }
     buf_putc(b, ']');
+    put_member(b, "events", in->events_url);
     put_member(b, "http", in->http);
     put_member(b, "public", in->public_url);
     pthread_mutex_unlock(&in->lock);

@@ -105,7 +105,7 @@ struct svc_options {
     char *keys; // --keys: directory made by `cauced keys`
     char **listen;    // --listen: internal addresses; default: the url of our node in nodes.ini
     char *ready_file; // --ready-file: written (atomically) once ready, removed at the end: JSON
-                      // {node, role, kind, pid, urls: [...], http, public}
+                      // {node, role, kind, pid, urls: [...], events, http, public}
     char *log_level;
     char *database;   // --database: libpq conninfo
     char *migrations; // --migrations: directory of the SQL files, for the check at start
@@ -183,6 +183,30 @@ void svc_metrics_put(struct svc *svc, struct buf *b);
 // An additional HTTP (or other) address to be shown in the ready file.
 void svc_set_http_address(struct svc *svc, const char *url);
 void svc_set_public_url(struct svc *svc, const char *url); // gateway: the cauce://host:port#key URL
+void svc_set_events_url(struct svc *svc, const char *url); // where its events are published
+
+// ---------------------------------------------------------------- events
+
+struct event_log; // event/event.h
+
+// Member of the options struct of a role that has an event log.
+struct svc_event_options {
+    char *url, *as;                  // --publish, --publish-as
+    int64_t retention_ms, unread_ms; // --event-retention, --event-retention-unread
+};
+// keep, keep_unread: the defaults, as they would be typed
+#define SVC_EVENT_OPTION_ROWS(type, member, keep, keep_unread)                                     \
+    {"publish", CFG_STRING, offsetof(type, member.url), NULL, 0, 0,                                \
+     "where events are published [beside our first address]"},                                     \
+        {"publish-as", CFG_STRING, offsetof(type, member.as), NULL, 0, 0,                          \
+         "the same as others reach it; port 0: the real one [our host in nodes.ini]"},             \
+        {"event-retention", CFG_DURATION_MS, offsetof(type, member.retention_ms), keep, 0,         \
+         INT64_MAX, "events that are older are deleted; 0: never"},                                 \
+        {"event-retention-unread", CFG_DURATION_MS, offsetof(type, member.unread_ms), keep_unread, \
+         0, INT64_MAX, "the same for those that a registered consumer has not read yet"}
+// Publish and prune the role's events as the options say; before event_log_serve().
+enum status svc_publish_events(struct svc *svc, struct event_log *l,
+                               const struct svc_event_options *o, struct err *err) MUST_CHECK;
 
 // Run roles until SIGTERM/SIGINT: load options, keys, nodes; start; listen; write ready file; wait;
 // drain; stop. Meanwhile what changes of nodes.ini, our keys and our grant is taken over, SIGHUP:

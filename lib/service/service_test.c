@@ -684,6 +684,50 @@ static void test_gauge_asks_once_and_tells_others_what_it_knows(void **state)
     svc_gauge_done(&g);
 }
 
+// ---------------------------------------------------------------- where events are published
+
+static void test_events_are_published_beside_our_address(void **state)
+{
+    static const struct {
+        const char *listen, *want;
+    } rows[] = {
+        {"ipc:///run/cauce/session-1.sock", "ipc:///run/cauce/session-1.pub"},
+        {"ipc:///run/cauce/session-1", "ipc:///run/cauce/session-1.pub"},
+        {"inproc://store-1", "inproc://store-1.pub"},
+        {"tcp://127.0.0.1:7401", "tcp://127.0.0.1:0"},
+        {"tcp://[::1]:7401", "tcp://[::1]:0"},
+    };
+    char url[RPC_URL_SIZE], too_long[RPC_URL_SIZE];
+    (void)state;
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
+        assert_int_equal(svc_publish_url(rows[i].listen, url, NULL), STATUS_OK);
+        assert_string_equal(url, rows[i].want);
+    }
+    memset(too_long, 'x', sizeof(too_long));
+    memcpy(too_long, "ipc:///", 7);
+    too_long[sizeof(too_long) - 1] = '\0';
+    assert_int_equal(svc_publish_url(too_long, url, NULL), STATUS_INVALID_ARGUMENT);
+}
+
+static void test_followers_are_told_the_host_that_they_know(void **state)
+{
+    static const struct {
+        const char *url, *known_as, *want;
+    } rows[] = {
+        {"tcp://0.0.0.0:0", "tcp://session:7401", "tcp://session:0"},
+        {"tcp://0.0.0.0:7411", "tcp://session:7401", "tcp://session:7411"},
+        {"tcp://[::]:7411", "tcp://[fd00::1]:7401", "tcp://[fd00::1]:7411"},
+        {"tcp://127.0.0.1:0", "ipc:///run/session.sock", ""},
+        {"ipc:///run/session.pub", "tcp://session:7401", ""},
+    };
+    char as[RPC_URL_SIZE];
+    (void)state;
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
+        assert_int_equal(svc_publish_as(rows[i].url, rows[i].known_as, as, NULL), STATUS_OK);
+        assert_string_equal(as, rows[i].want);
+    }
+}
+
 #define WITH_FILE(test) cmocka_unit_test_setup_teardown(test, reload_setup, reload_teardown)
 
 int main(void)
@@ -706,6 +750,8 @@ int main(void)
         cmocka_unit_test(test_well_signed_nonsense_is_refused),
         cmocka_unit_test(test_cache_stays_bounded_and_right),
         cmocka_unit_test(test_key_ids_are_paserk),
+        cmocka_unit_test(test_events_are_published_beside_our_address),
+        cmocka_unit_test(test_followers_are_told_the_host_that_they_know),
         cmocka_unit_test(test_options_of_one_role),
         cmocka_unit_test(test_options_of_several_roles_go_where_they_are_known),
         cmocka_unit_test(test_options_file_has_a_section_per_named_node),

@@ -51,6 +51,7 @@ struct orch_options {
     int64_t max_open_uploads;
     int64_t upload_ttl_ms; // an upload that nobody continues is dropped then
     int64_t failed_ttl_ms; // a dead job's source is kept that long for a retry
+    struct svc_event_options events;
 };
 
 // The world outside, so that tests can make one of their own.

@@ -233,6 +233,8 @@ static enum status start(struct svc *svc, const void *options, void **ret_self, 
         s = orch_new(&env, &r->orch, err);
     }
     if (s == STATUS_OK)
+        s = svc_publish_events(svc, r->orch->events, &opt->events, err);
+    if (s == STATUS_OK)
         s = orch_serve(r->orch, svc->server, err);
     if (s != STATUS_OK) {
         stop(r);
@@ -269,6 +271,7 @@ static const struct cfg_option rows[] = {
      "an upload that nobody finishes is dropped after this"},
     {"failed-ttl", CFG_DURATION_MS, OPT(failed_ttl_ms), "7d", 1000, INT64_MAX,
      "how long the source of a failed job is kept for a retry"},
+    SVC_EVENT_OPTION_ROWS(struct orch_options, events, "30d", "90d"),
 };
 
 const struct svc_role orchestrator_role = {

@@ -32,6 +32,7 @@ struct session_options {
     char **new_user_roles;
     char *admin_password_file;
     int64_t password_memory;
+    struct svc_event_options events;
 };
 
 // ---- gate: so many password hashes at once, so many waiting, the rest is told to come back ----

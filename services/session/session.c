@@ -22,6 +22,7 @@ static const struct cfg_option options[] = {
      "where the first start writes admin's password (mode 0600); default: standard output"},
     {"password-memory", CFG_BYTES, OPT(password_memory), "64M", 19 << 20, 1 << 30,
      "memory of one Argon2id hash"},
+    SVC_EVENT_OPTION_ROWS(struct session_options, events, "365d", "365d"),
 };
 
 enum status session_init(struct session *s, const struct crypto_pw_params *pw, struct err *err)
@@ -116,6 +117,8 @@ static enum status start(struct svc *svc, const void *opts, void **ret_self, str
         st = svc_load_token_secret(svc, s->token_secret, err);
     if (st == STATUS_OK)
         st = open_database(s, o, err);
+    if (st == STATUS_OK)
+        st = svc_publish_events(svc, s->events, &o->events, err);
     if (st == STATUS_OK)
         st = session_serve(s, svc->server, err);
     if (st == STATUS_OK)

@@ -26,6 +26,7 @@ struct store_options {
     struct svc_options common;
     int64_t media_token_ms;
     int64_t quote_ms;
+    struct svc_event_options events;
 };
 
 // What the session service knows about a user.

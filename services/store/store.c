@@ -20,6 +20,7 @@ static const struct cfg_option options[] = {
      "how long a media token lets bytes flow"},
     {"quote-life", CFG_DURATION_MS, OPT(quote_ms), "15m", 1000, 24 * 3600 * 1000,
      "how long a quoted price holds"},
+    SVC_EVENT_OPTION_ROWS(struct store_options, events, "90d", "180d"),
 };
 
 static unsigned role_bits(const Session__User *u)
@@ -114,6 +115,8 @@ static enum status start(struct svc *svc, const void *opts, void **ret_self, str
     enum status st = svc_load_token_secret(svc, s->token_secret, err);
     if (st == STATUS_OK)
         st = open_database(s, o, err);
+    if (st == STATUS_OK)
+        st = svc_publish_events(svc, s->events, &o->events, err);
     if (st == STATUS_OK)
         st = store_serve(s, svc->server, err);
     if (st == STATUS_OK)
