@@ -196,9 +196,9 @@ void proxy_event(struct rpc_call *c, unsigned events)
         conn_lock(c->flow.conn);
         struct frame_status st = c->flow.status;
         conn_unlock(c->flow.conn);
+        answer(p, &st); // first: the attempt's own end would say CANCELLED instead
         attempt_cancel(s);
         client_result_code(s, STATUS_CANCELLED);
-        answer(p, &st);
     } else {
         if (events & FLOW_READABLE)
             move(p, s, UP);
