@@ -214,6 +214,18 @@ enum status rpc_call_bad_field(struct rpc_call *c, struct err *err, const char *
     return err_set(err, STATUS_INVALID_ARGUMENT, "%s: %s", field, text);
 }
 
+enum status rpc_bad_field(struct err *err, const char *field, const char *fmt, ...)
+{
+    char text[sizeof((struct err *)0)->msg];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    if (current)
+        add_violation(current, field, text);
+    return err_set(err, STATUS_INVALID_ARGUMENT, "%s", text);
+}
+
 void rpc_call_trailer(struct rpc_call *c, const char *key, const void *value, size_t n)
 {
     struct call_details *d = details_of(c);

@@ -396,6 +396,10 @@ void rpc_call_violation(struct rpc_call *c, const char *field, const char *fmt, 
 // The same, and the error to return: INVALID_ARGUMENT "field: text".
 enum status rpc_call_bad_field(struct rpc_call *c, struct err *err, const char *field,
                                const char *fmt, ...) PRINTF_LIKE(4, 5);
+// The same of the current call, if there is one, for checks far below its handler; the text is the
+// whole message and names the field itself.
+enum status rpc_bad_field(struct err *err, const char *field, const char *fmt, ...)
+    PRINTF_LIKE(3, 4);
 // An entry of rpc_details.metadata; key and value copied.
 void rpc_call_trailer(struct rpc_call *c, const char *key, const void *value, size_t n);
 // End the call as its deadline would, at the sooner of its deadline and deadline_us: for handlers

@@ -578,7 +578,13 @@ static void test_upload_of_what_is_no_medium_is_refused_with_a_reason(void **sta
     struct upload u;
     static const char text[] = "#EXTM3U\n#EXTINF:3\nfile:///etc/passwd\n";
     must_fail(STATUS_INVALID_ARGUMENT, open_upload(&ana, text, sizeof text - 1, 200, &u, &err));
-    must_fail(STATUS_INVALID_ARGUMENT, open_upload(&ana, "", 0, 201, &u, &err));
+    struct rpc_details d;
+    struct rpc_opts o = ana;
+    o.ret_details = &d;
+    must_fail(STATUS_INVALID_ARGUMENT, open_upload(&o, "", 0, 201, &u, &err));
+    assert_int_equal(d.n_violations, 1);
+    assert_string_equal(d.violations[0].field, "size");
+    rpc_details_done(&d);
     must_fail(STATUS_UNAUTHENTICATED,
               open_upload(NULL, mp4_head, sizeof mp4_head - 1, 202, &u, &err));
 }

@@ -327,8 +327,8 @@ static enum status check_range(const struct item *it, const Orchestrator__Locate
         return err_set(err, STATUS_OUT_OF_RANGE, "segments %d + %d of %lld", req->first, req->count,
                        (long long)n);
     if (req->wait_ms < 0 || req->wait_ms > ORCH_MAX_WAIT_MS)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "wait of %lld ms; at most %d",
-                       (long long)req->wait_ms, ORCH_MAX_WAIT_MS);
+        return rpc_bad_field(err, "wait_ms", "wait of %lld ms; at most %d", (long long)req->wait_ms,
+                             ORCH_MAX_WAIT_MS);
     *ret_count = req->count < n - req->first ? req->count : (int32_t)(n - req->first);
     return STATUS_OK;
 }

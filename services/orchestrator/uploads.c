@@ -39,19 +39,18 @@ static enum status check_open(const struct orch *o, const Orchestrator__OpenUplo
                               const char **ret_kind, struct err *err)
 {
     if (req->size == 0)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "the file is empty");
+        return rpc_bad_field(err, "size", "the file is empty");
     if (req->size < 0 || req->size > o->env.options->max_upload_bytes)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "a file of %lld bytes; at most %lld are taken",
-                       (long long)req->size, (long long)o->env.options->max_upload_bytes);
+        return rpc_bad_field(err, "size", "a file of %lld bytes; at most %lld are taken",
+                             (long long)req->size, (long long)o->env.options->max_upload_bytes);
     if (req->digest.len != ORCH_DIGEST_SIZE)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "digest of %zu bytes instead of %d",
-                       req->digest.len, ORCH_DIGEST_SIZE);
+        return rpc_bad_field(err, "digest", "digest of %zu bytes instead of %d", req->digest.len,
+                             ORCH_DIGEST_SIZE);
     if (req->head.len > MAX_HEAD || (int64_t)req->head.len > req->size)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "head of %zu bytes", req->head.len);
+        return rpc_bad_field(err, "head", "head of %zu bytes", req->head.len);
     enum media_kind kind = media_sniff(req->head.data, req->head.len);
     if (kind == MEDIA_UNKNOWN)
-        return err_set(err, STATUS_INVALID_ARGUMENT,
-                       "this is no film or sound file of a kind that is taken");
+        return rpc_bad_field(err, "head", "this is no film or sound file of a kind that is taken");
     *ret_kind = media_kind_name(kind);
     return STATUS_OK;
 }
@@ -380,17 +379,17 @@ static void default_title(char *dst, size_t size, const char *filename)
 static enum status check_commit(const Orchestrator__CommitRequest *req, struct err *err)
 {
     if (strlen(req->title) > MAX_TITLE)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "a title has at most %d bytes", MAX_TITLE);
+        return rpc_bad_field(err, "title", "a title has at most %d bytes", MAX_TITLE);
     if (strlen(req->description) > MAX_DESCRIPTION)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "a description has at most %d bytes",
-                       MAX_DESCRIPTION);
+        return rpc_bad_field(err, "description", "a description has at most %d bytes",
+                             MAX_DESCRIPTION);
     if (!req->price || req->price->minor == 0)
         return STATUS_OK;
     const char *cur = req->price->currency;
     bool iso = strlen(cur) == 3 && strspn(cur, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") == 3;
     if (req->price->minor < 0 || !iso)
-        return err_set(err, STATUS_INVALID_ARGUMENT,
-                       "a price is not negative and has a currency like EUR");
+        return rpc_bad_field(err, iso ? "price.minor" : "price.currency",
+                             "a price is not negative and has a currency like EUR");
     return STATUS_OK;
 }
 

@@ -175,14 +175,14 @@ static enum status parse_page(const Common__Page *p, struct page *ret, struct er
     if (!p)
         return STATUS_OK;
     if (p->size < 0 || p->size > PAGE_MAX)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "page size must be 1 to %d", PAGE_MAX);
+        return rpc_bad_field(err, "page.size", "page size must be 1 to %d", PAGE_MAX);
     if (p->size)
         ret->size = (size_t)p->size;
     if (!p->token[0])
         return STATUS_OK;
     if (!str_unb64(ret->after, UUID_SIZE - 1, p->token, strlen(p->token), &n) ||
         n != UUID_SIZE - 1 || (ret->after[n] = '\0', !uuid_is_valid(ret->after)))
-        return err_set(err, STATUS_INVALID_ARGUMENT, "page token is not one of ours");
+        return rpc_bad_field(err, "page.token", "page token is not one of ours");
     return STATUS_OK;
 }
 
@@ -253,8 +253,7 @@ static enum status handle_set_roles(struct rpc_call *call, const Session__SetRol
     if (st != STATUS_OK)
         return st;
     if (!session_roles_parse((const char *const *)req->roles, req->n_roles, &roles) || !roles)
-        return err_set(err, STATUS_INVALID_ARGUMENT,
-                       "roles are user, creator, admin; at least one");
+        return rpc_bad_field(err, "roles", "roles are user, creator, admin; at least one");
     st = session_set_roles(rpc_call_self(call), admin.id, req->user, roles, &a, err);
     return st == STATUS_OK ? fill_user(rpc_call_arena(call), &a, ret, err) : st;
 }

@@ -231,12 +231,37 @@ static void test_user_list_pages(void **state)
                      STATUS_INVALID_ARGUMENT);
 }
 
+static void test_a_form_hears_of_every_wrong_field(void **state)
+{
+    (void)state;
+    static const char *const wrong[] = {"password", "email", "name"};
+    struct err err = ERR_INIT;
+    struct rpc_details d;
+    struct rpc_opts o = with(NULL);
+    Session__Tokens *none = NULL;
+    Session__RegisterRequest q = SESSION__REGISTER_REQUEST__INIT;
+    char name[] = "NO", password[] = "short", email[] = "nowhere";
+    q.name = name, q.password = password, q.email = email;
+    o.ret_details = &d;
+    assert_int_equal(session_session_register(rig.client, &o, &q, &none, &err),
+                     STATUS_INVALID_ARGUMENT);
+    assert_true(str_starts_with(err.msg, "name must have"));
+    assert_int_equal(d.n_violations, 3);
+    for (size_t i = 0; i < 3; i++)
+        assert_string_equal(d.violations[i].field, wrong[i]);
+    assert_string_equal(d.violations[1].description, "email is not an address");
+    rpc_details_done(&d);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tokens_say_who_it_is),     cmocka_unit_test(test_refresh_and_logout),
-        cmocka_unit_test(test_limits_say_when_to_retry), cmocka_unit_test(test_user_admin),
+        cmocka_unit_test(test_tokens_say_who_it_is),
+        cmocka_unit_test(test_refresh_and_logout),
+        cmocka_unit_test(test_limits_say_when_to_retry),
+        cmocka_unit_test(test_user_admin),
         cmocka_unit_test(test_user_list_pages),
+        cmocka_unit_test(test_a_form_hears_of_every_wrong_field),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -36,13 +36,26 @@ static bool is_email(const char *s)
     return n < SESSION_EMAIL_SIZE && at && at != s && at[1] && !strchr(at + 1, '@');
 }
 
-static enum status check_password_form(const char *password, struct err *err)
+static enum status check_password_form(const char *password, const char *field, struct err *err)
 {
     size_t n = strlen(password);
     if (n >= PASSWORD_MIN && n <= PASSWORD_MAX)
         return STATUS_OK;
-    return err_set(err, STATUS_INVALID_ARGUMENT, "password must have %d to %d bytes", PASSWORD_MIN,
-                   PASSWORD_MAX);
+    return rpc_bad_field(err, field, "password must have %d to %d bytes", PASSWORD_MIN,
+                         PASSWORD_MAX);
+}
+
+// Who fills in a form wants to hear of all that is wrong: every field is named in the details, and
+// the first one in the text.
+static enum status check_account_form(const char *name, const char *email, const char *password,
+                                      struct err *err)
+{
+    enum status st = check_password_form(password, "password", err);
+    if (!is_email(email))
+        st = rpc_bad_field(err, "email", "email is not an address");
+    if (!is_name(name))
+        st = rpc_bad_field(err, "name", "name must have 2 to 64 characters of a-z 0-9 . _ -");
+    return st;
 }
 
 static enum status hash_password(struct session *s, const char *password, int64_t deadline_us,
@@ -206,8 +219,8 @@ enum status session_login(struct session *s, const char *name, const char *passw
     if (!is_name(name) || strlen(password) > PASSWORD_MAX)
         return wrong(err);
     if (strlen(device) > SESSION_DEVICE_MAX)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "device name is longer than %d bytes",
-                       SESSION_DEVICE_MAX);
+        return rpc_bad_field(err, "device", "device name is longer than %d bytes",
+                             SESSION_DEVICE_MAX);
     enum status st = check_throttle(s, name, err);
     if (st == STATUS_OK)
         st = find_account(s, name, &a, hash, &found, err);
@@ -236,12 +249,7 @@ enum status session_register(struct session *s, const char *name, const char *pa
     if (!s->registration)
         return err_set(err, STATUS_PERMISSION_DENIED,
                        "registration is closed here: ask an admin for an account");
-    if (!is_name(name))
-        return err_set(err, STATUS_INVALID_ARGUMENT,
-                       "name must have 2 to 64 characters of a-z 0-9 . _ -");
-    if (!is_email(email))
-        return err_set(err, STATUS_INVALID_ARGUMENT, "email is not an address");
-    enum status st = check_password_form(password, err);
+    enum status st = check_account_form(name, email, password, err);
     if (st == STATUS_OK)
         st = hash_password(s, password, deadline_us, hash, err);
     if (st != STATUS_OK)
@@ -268,7 +276,7 @@ enum status session_change_password(struct session *s, const struct session_acco
     struct session_account now;
     char hash[CRYPTO_PW_SIZE], new_hash[CRYPTO_PW_SIZE];
     bool found = false, ok = false;
-    enum status st = check_password_form(new_password, err);
+    enum status st = check_password_form(new_password, "new_password", err);
     if (st == STATUS_OK && strlen(old_password) > PASSWORD_MAX)
         st = wrong(err);
     if (st == STATUS_OK)

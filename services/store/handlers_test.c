@@ -224,6 +224,46 @@ static void test_stale_admin_is_refused(void **state)
     root.roles = ROLE_USER | ROLE_CREATOR | ROLE_ADMIN;
 }
 
+static void expect_violation(struct rpc_details *d, const char *field)
+{
+    assert_int_equal(d->n_violations, 1);
+    assert_string_equal(d->violations[0].field, field);
+    assert_true(d->violations[0].description[0]);
+    rpc_details_done(d);
+}
+
+static void test_wrong_fields_are_named(void **state)
+{
+    (void)state;
+    struct err err = ERR_INIT;
+    struct rpc_details d;
+    struct rpc_opts o = with(root_token);
+    o.ret_details = &d;
+    char currency[] = "pesos", bad_id[] = "x";
+    Store__Voucher *no_voucher = NULL;
+    Common__Money money = COMMON__MONEY__INIT;
+    Store__CreateVoucherRequest v = STORE__CREATE_VOUCHER_REQUEST__INIT;
+    money.minor = 5, money.currency = currency, v.amount = &money;
+    assert_int_equal(store_shop_create_voucher(rig.client, &o, &v, &no_voucher, &err),
+                     STATUS_INVALID_ARGUMENT);
+    expect_violation(&d, "amount.currency");
+    Store__QuoteReply *no_quote = NULL;
+    Store__QuoteRequest q = STORE__QUOTE_REQUEST__INIT;
+    char *ids[] = {item_id, bad_id};
+    q.item_ids = ids, q.n_item_ids = 2;
+    assert_int_equal(store_shop_quote(rig.client, &o, &q, &no_quote, &err),
+                     STATUS_INVALID_ARGUMENT);
+    expect_violation(&d, "item_ids[1]");
+    Store__ListItemsReply *no_list = NULL;
+    Common__Page p = COMMON__PAGE__INIT;
+    Store__SearchRequest s = STORE__SEARCH_REQUEST__INIT;
+    char word[] = "film";
+    p.size = -1, s.page = &p, s.query = word;
+    assert_int_equal(store_catalog_search(rig.client, &o, &s, &no_list, &err),
+                     STATUS_INVALID_ARGUMENT);
+    expect_violation(&d, "page.size");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -231,6 +271,7 @@ int main(void)
         cmocka_unit_test(test_owner_edits_and_publishes),
         cmocka_unit_test(test_buying_opens_the_gate),
         cmocka_unit_test(test_stale_admin_is_refused),
+        cmocka_unit_test(test_wrong_fields_are_named),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -80,9 +80,12 @@ Google__Protobuf__Timestamp *store_timestamp(const struct store_call *c, int64_t
 // NULL (absent) for an amount of 0 without currency; *ok turns false when out of memory.
 Common__Money *store_money(const struct store_call *c, int64_t minor, const char *currency,
                            bool *ok);
-enum status store_check_money(const Common__Money *m, bool zero_is_fine,
+// field: its path in the request, for whoever sent it.
+enum status store_check_currency(const char *currency, const char *field,
+                                 struct err *err) MUST_CHECK;
+enum status store_check_money(const Common__Money *m, const char *field, bool zero_is_fine,
                               struct err *err) MUST_CHECK;
-enum status store_check_id(const char *id, const char *what, struct err *err) MUST_CHECK;
+enum status store_check_id(const char *id, const char *field, struct err *err) MUST_CHECK;
 
 #define STORE_PAGE_KEY 96
 struct store_page {

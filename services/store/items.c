@@ -111,7 +111,7 @@ enum status store_item_list(struct store_call *c, const Store__ListItemsRequest 
     if (s == STATUS_OK && req->mine)
         s = store_need_user(c, err);
     if (s == STATUS_OK && page.after[0])
-        s = store_check_id(page.after, "page token", err);
+        s = store_check_id(page.after, "page.token", err);
     if (s == STATUS_OK)
         s = db_query(c->store->db,
                      "SELECT " STORE_ITEM_COLUMNS ", i.id FROM store.item i WHERE"
@@ -135,11 +135,11 @@ static enum status split_key(char *after, const char **ret_rank, const char **re
         return STATUS_OK;
     char *space = strchr(after, ' ');
     if (!space || strspn(after, "0123456789.e+-") != (size_t)(space - after))
-        return err_set(err, STATUS_INVALID_ARGUMENT, "page token is not one of ours");
+        return rpc_bad_field(err, "page.token", "page token is not one of ours");
     *space = '\0';
     *ret_rank = after;
     *ret_id = space + 1;
-    return store_check_id(*ret_id, "page token", err);
+    return store_check_id(*ret_id, "page.token", err);
 }
 
 enum status store_item_search(struct store_call *c, const Store__SearchRequest *req,
@@ -149,7 +149,7 @@ enum status store_item_search(struct store_call *c, const Store__SearchRequest *
     const char *rank, *id;
     AUTO(db_result_free_p) struct db_result *r = NULL;
     if (!req->query[strspn(req->query, " \t\r\n")] || strlen(req->query) > QUERY_MAX)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "query must have 1 to %d bytes", QUERY_MAX);
+        return rpc_bad_field(err, "query", "query must have 1 to %d bytes", QUERY_MAX);
     enum status s = store_page_parse(req->page, &page, err);
     if (s == STATUS_OK)
         s = split_key(page.after, &rank, &id, err);
@@ -173,10 +173,10 @@ enum status store_item_search(struct store_call *c, const Store__SearchRequest *
 static enum status check_texts(const char *title, const char *description, struct err *err)
 {
     if (title && (!title[strspn(title, " \t\r\n")] || strlen(title) > TITLE_MAX))
-        return err_set(err, STATUS_INVALID_ARGUMENT, "title must have 1 to %d bytes", TITLE_MAX);
+        return rpc_bad_field(err, "title", "title must have 1 to %d bytes", TITLE_MAX);
     if (description && strlen(description) > DESCRIPTION_MAX)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "description is longer than %d bytes",
-                       DESCRIPTION_MAX);
+        return rpc_bad_field(err, "description", "description is longer than %d bytes",
+                             DESCRIPTION_MAX);
     return STATUS_OK;
 }
 
@@ -265,11 +265,11 @@ enum status store_item_create(struct store_call *c, const Store__CreateItemReque
     if (s == STATUS_OK)
         s = check_texts(req->title[0] ? req->title : NULL, req->description, err);
     if (s == STATUS_OK && req->price)
-        s = store_check_money(req->price, true, err);
+        s = store_check_money(req->price, "price", true, err);
     if (s == STATUS_OK && !str_eq(req->kind, "video") && !str_eq(req->kind, "audio"))
-        s = err_set(err, STATUS_INVALID_ARGUMENT, "kind must be video or audio");
+        s = rpc_bad_field(err, "kind", "kind must be video or audio");
     if (s == STATUS_OK && strlen(req->owner_name) > NAME_MAX_BYTES)
-        s = err_set(err, STATUS_INVALID_ARGUMENT, "owner_name is too long");
+        s = rpc_bad_field(err, "owner_name", "owner_name is too long");
     return s == STATUS_OK ? db_tx(c->store->db, DB_READ_COMMITTED, create_tx, &ch, err) : s;
 }
 
@@ -327,11 +327,10 @@ enum status store_item_set_media(struct store_call *c, const Store__SetMediaRequ
     struct change ch = {.call = c, .req = req, .ret = ret};
     enum status s = store_check_id(req->item_id, "item_id", err);
     if (s == STATUS_OK && find_state(req->state) < 0)
-        s = err_set(err, STATUS_INVALID_ARGUMENT,
-                    "state must be processing, playable, ready or failed");
+        s = rpc_bad_field(err, "state", "state must be processing, playable, ready or failed");
     if (s == STATUS_OK && req->kind[0] && !str_eq(req->kind, "video") &&
         !str_eq(req->kind, "audio"))
-        s = err_set(err, STATUS_INVALID_ARGUMENT, "kind must be video or audio");
+        s = rpc_bad_field(err, "kind", "kind must be video or audio");
     return s == STATUS_OK ? db_tx(c->store->db, DB_READ_COMMITTED, set_media_tx, &ch, err) : s;
 }
 
@@ -374,7 +373,7 @@ enum status store_item_edit(struct store_call *c, const Store__EditItemRequest *
     if (s == STATUS_OK)
         s = check_texts(req->title, req->description, err);
     if (s == STATUS_OK && req->price)
-        s = store_check_money(req->price, true, err);
+        s = store_check_money(req->price, "price", true, err);
     return s == STATUS_OK ? db_tx(c->store->db, DB_READ_COMMITTED, edit_tx, &ch, err) : s;
 }
 

@@ -108,7 +108,7 @@ enum status store_balance(struct store_call *c, const Store__BalanceRequest *req
 {
     enum status s = store_need_user(c, err);
     if (s == STATUS_OK && req->currency[0])
-        s = store_check_money(&(Common__Money){.minor = 1, .currency = req->currency}, false, err);
+        s = store_check_currency(req->currency, "currency", err);
     if (s != STATUS_OK)
         return s;
     return store_read_balances(c, NULL, c->user->id, req->currency, ret, err);
@@ -156,7 +156,7 @@ enum status store_credit(struct store_call *c, const Store__CreditRequest *req,
     struct credit cr = {.call = c, .req = req, .ret = ret};
     enum status s = store_need_admin(c, err);
     if (s == STATUS_OK)
-        s = store_check_money(req->amount, false, err);
+        s = store_check_money(req->amount, "amount", false, err);
     if (s == STATUS_OK)
         s = c->store->find_user(c->store->find_user_ud, req->user, &user, err);
     if (s != STATUS_OK)

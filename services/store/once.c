@@ -109,8 +109,8 @@ enum status store_once(struct store_call *c, struct store_once *o, struct err *e
 {
     size_t n = strlen(o->key);
     if (n < 1 || n > KEY_MAX)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "idempotency_key must have 1 to %d characters",
-                       KEY_MAX);
+        return rpc_bad_field(err, "idempotency_key", "idempotency_key must have 1 to %d characters",
+                             KEY_MAX);
     o->call = c;
     enum status s = digest_request(o, o->digest, err);
     return s == STATUS_OK ? db_tx(c->store->db, DB_SERIALIZABLE, once_tx, o, err) : s;

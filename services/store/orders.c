@@ -4,6 +4,7 @@
 // reply and event in the one SERIALIZABLE transaction of store_once().
 #include "internal.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/str.h"
@@ -39,15 +40,16 @@ struct quote {
 static enum status check_quote_request(const Store__QuoteRequest *req, struct err *err)
 {
     if (req->n_item_ids < 1 || req->n_item_ids > MAX_LINES)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "a quote has 1 to %d items", MAX_LINES);
+        return rpc_bad_field(err, "item_ids", "a quote has 1 to %d items", MAX_LINES);
     for (size_t i = 0; i < req->n_item_ids; i++) {
-        enum status s = store_check_id(req->item_ids[i], "item_ids", err);
+        char field[32];
+        snprintf(field, sizeof field, "item_ids[%zu]", i);
+        enum status s = store_check_id(req->item_ids[i], field, err);
         if (s != STATUS_OK)
             return s;
         for (size_t j = 0; j < i; j++)
             if (str_eq(req->item_ids[i], req->item_ids[j]))
-                return err_set(err, STATUS_INVALID_ARGUMENT, "item %s is listed twice",
-                               req->item_ids[i]);
+                return rpc_bad_field(err, field, "item %s is listed twice", req->item_ids[i]);
     }
     return STATUS_OK;
 }
@@ -277,7 +279,7 @@ enum status store_list_orders(struct store_call *c, const Store__ListOrdersReque
     if (s == STATUS_OK)
         s = store_page_parse(req->page, &page, err);
     if (s == STATUS_OK && page.after[0])
-        s = store_check_id(page.after, "page token", err);
+        s = store_check_id(page.after, "page.token", err);
     if (s == STATUS_OK)
         s = db_query(c->store->db,
                      "SELECT " ORDER_COLUMNS " FROM store.orders o WHERE o.buyer = $1"

@@ -67,7 +67,7 @@ enum status store_check(struct store_call *c, const Store__CheckRequest *req,
     if (!item)
         return store_no_memory(err);
     if (!bits)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "right must be stream or download");
+        return rpc_bad_field(err, "right", "right must be stream or download");
     enum status s = store_item_load(c, req->item_id, item, err);
     if (s != STATUS_OK && s != STATUS_NOT_FOUND)
         return s;

@@ -1,6 +1,7 @@
 // What the store's files share: who calls, arena copies, checks of requests, page tokens.
 #include "internal.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/str.h"
@@ -74,25 +75,34 @@ Common__Money *store_money(const struct store_call *c, int64_t minor, const char
     return m;
 }
 
-enum status store_check_money(const Common__Money *m, bool zero_is_fine, struct err *err)
+enum status store_check_currency(const char *currency, const char *field, struct err *err)
 {
-    if (!m)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "an amount of money is missing");
-    if (m->minor < (zero_is_fine ? 0 : 1) || m->minor > STORE_MAX_MINOR)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "amount must be %d to %lld minor units",
-                       zero_is_fine ? 0 : 1, (long long)STORE_MAX_MINOR);
-    if (m->minor == 0 && !m->currency[0])
+    if (strlen(currency) == 3 && strspn(currency, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") == 3)
         return STATUS_OK;
-    if (strlen(m->currency) != 3 || strspn(m->currency, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != 3)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "currency must be a code like EUR");
-    return STATUS_OK;
+    return rpc_bad_field(err, field, "currency must be a code like EUR");
 }
 
-enum status store_check_id(const char *id, const char *what, struct err *err)
+enum status store_check_money(const Common__Money *m, const char *field, bool zero_is_fine,
+                              struct err *err)
+{
+    char path[64];
+    if (!m)
+        return rpc_bad_field(err, field, "an amount of money is missing");
+    snprintf(path, sizeof path, "%s.minor", field);
+    if (m->minor < (zero_is_fine ? 0 : 1) || m->minor > STORE_MAX_MINOR)
+        return rpc_bad_field(err, path, "amount must be %d to %lld minor units",
+                             zero_is_fine ? 0 : 1, (long long)STORE_MAX_MINOR);
+    if (m->minor == 0 && !m->currency[0])
+        return STATUS_OK;
+    snprintf(path, sizeof path, "%s.currency", field);
+    return store_check_currency(m->currency, path, err);
+}
+
+enum status store_check_id(const char *id, const char *field, struct err *err)
 {
     if (uuid_is_valid(id))
         return STATUS_OK;
-    return err_set(err, STATUS_INVALID_ARGUMENT, "%s is not an id", what);
+    return rpc_bad_field(err, field, "%s is not an id", field);
 }
 
 // Tokens are the last row's key in base64url; whoever uses the key checks what is in it.
@@ -103,12 +113,12 @@ enum status store_page_parse(const Common__Page *p, struct store_page *ret, stru
     if (!p)
         return STATUS_OK;
     if (p->size < 0 || p->size > PAGE_MAX)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "page size must be 1 to %d", PAGE_MAX);
+        return rpc_bad_field(err, "page.size", "page size must be 1 to %d", PAGE_MAX);
     if (p->size)
         ret->size = p->size;
     if (!str_unb64(ret->after, sizeof ret->after - 1, p->token, strlen(p->token), &n) ||
         memchr(ret->after, 0, n) || !str_is_utf8(ret->after, n))
-        return err_set(err, STATUS_INVALID_ARGUMENT, "page token is not one of ours");
+        return rpc_bad_field(err, "page.token", "page token is not one of ours");
     ret->after[n] = '\0';
     return STATUS_OK;
 }

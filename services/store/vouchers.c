@@ -48,7 +48,7 @@ static enum status find_expiry(const Google__Protobuf__Timestamp *t, int64_t *re
     *ret_s = t ? t->seconds : now_s + LIFE_MS / 1000;
     if (*ret_s > now_s && *ret_s <= now_s + 10 * LIFE_MS / 1000)
         return STATUS_OK;
-    return err_set(err, STATUS_INVALID_ARGUMENT, "expires must be in the next ten years");
+    return rpc_bad_field(err, "expires", "expires must be in the next ten years");
 }
 
 enum status store_create_voucher(struct store_call *c, const Store__CreateVoucherRequest *req,
@@ -60,7 +60,7 @@ enum status store_create_voucher(struct store_call *c, const Store__CreateVouche
     bool ok = true;
     enum status s = store_need_admin(c, err);
     if (s == STATUS_OK)
-        s = store_check_money(req->amount, false, err);
+        s = store_check_money(req->amount, "amount", false, err);
     if (s == STATUS_OK)
         s = find_expiry(req->expires, &expires_s, err);
     if (s != STATUS_OK)
