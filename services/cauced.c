@@ -32,6 +32,13 @@ static const struct {
 } commands[] = {
     {"keys", "--out DIR [--node ID:ROLE[:KIND]@URL ...]", "make keys, grants and nodes.ini",
      cauced_keys},
+    {"keys show", "--keys DIR", "who has which key, and until when", NULL},
+    {"keys renew|rotate|retire|revoke", "--keys DIR NODE...", "change keys and grants; see --help",
+     NULL},
+    {"invite", "--keys DIR --role ROLE", "a one-time secret with which a machine becomes a node",
+     cauced_invite},
+    {"enrol", "--keys DIR", "let machines in that have an invitation", cauced_enrol},
+    {"join", "INVITATION|- --keys DIR", "become a node of the platform", cauced_join},
     {"migrate", "--database CONNINFO --migrations DIR", "bring the database up to date",
      cauced_migrate},
     {"version", "", "print the version", version},
@@ -63,7 +70,7 @@ int main(int argc, char **argv)
     if (str_eq(word, "--version"))
         word = "version";
     for (size_t i = 0; i < N_ELEMENTS(commands); i++)
-        if (str_eq(commands[i].name, word))
+        if (commands[i].run && str_eq(commands[i].name, word))
             return commands[i].run(argc - 2, argv + 2);
     return svc_main(roles, N_ELEMENTS(roles), argc - 1, argv + 1);
 }

@@ -294,6 +294,7 @@ static void client_release(struct rpc_client *cl)
     clock_free(cl->clock);
     work_pool_free(cl->own_pool);
     chan_local_unref(cl->local);
+    explicit_bzero(&cl->join, sizeof cl->join);
     endpoints_free(cl);
     pthread_cond_destroy(&cl->cond);
     pthread_mutex_destroy(&cl->lock);
@@ -330,7 +331,10 @@ struct rpc_client *rpc_client_new(const struct rpc_client_opts *o, struct err *e
         cl->o.ping_after_ms = DEFAULT_PING_MS;
     if (cl->o.renew_after_ms == 0)
         cl->o.renew_after_ms = DEFAULT_RENEW_MS;
-    cl->as_service = o->identity != NULL;
+    cl->kind = o->join ? CHAN_LINK_ENROL : o->identity ? CHAN_LINK_SERVICE : CHAN_LINK_CLIENT;
+    if (o->join)
+        cl->join = *o->join;
+    cl->o.join = NULL;
     cl->local = chan_local_new(o->identity, o->trust);
     cl->o.identity = NULL;
     cl->o.trust = NULL;

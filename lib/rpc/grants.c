@@ -156,7 +156,7 @@ void link_look_after_session(struct link *l, int64_t now_us, int64_t *next_us)
     const struct endpoint *e = l->endpoint;
     struct server_keys keys;
 
-    if (!cl->as_service)
+    if (cl->kind != CHAN_LINK_SERVICE)
         return;
     pthread_mutex_lock(&cl->lock);
     memcpy(keys.key, e->key, sizeof keys.key);

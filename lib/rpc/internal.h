@@ -354,7 +354,8 @@ struct rpc_client {
     struct rpc_client_opts o;
     char name[64];
     struct chan_local *local; // who we are in handshakes
-    bool as_service;
+    enum chan_link kind;
+    struct chan_join join;  // enrolment
     atomic_uint n_checks;   // times that servers' grants were to be asked about
     struct list registered; // in the process' list of clients
     pthread_mutex_t lock;   // taken inside a connection's lock, never around it

@@ -320,8 +320,7 @@ static void link_new_conn(struct link *l, uint32_t pipe)
     struct err err = ERR_INIT;
     uint8_t key[32];
     choose_key(l, key);
-    struct chan *chan = chan_dial(cl->local, cl->as_service ? CHAN_LINK_SERVICE : CHAN_LINK_CLIENT,
-                                  key, NULL, &err);
+    struct chan *chan = chan_dial(cl->local, cl->kind, key, &cl->join, &err);
     link_renewed(l, time_mono_us());
     struct conn_opts o = {.ops = l->ops,
                           .t = l->transport,
@@ -329,7 +328,7 @@ static void link_new_conn(struct link *l, uint32_t pipe)
                           .chan = chan,
                           .owner = &client_conn_owner,
                           .ud = l,
-                          .is_client_link = !cl->as_service,
+                          .is_client_link = cl->kind != CHAN_LINK_SERVICE,
                           .n_slots = TRANSPORT_DIAL_SLOTS - 1, // one for handshakes
                           .handshake_us = cl->o.handshake_timeout_ms * 1000,
                           .ping_us = cl->o.ping_after_ms * 1000};

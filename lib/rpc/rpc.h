@@ -444,6 +444,7 @@ struct rpc_client_opts {
     const struct chan_identity
         *identity;                  // NULL: anonymous client link (NK); otherwise IK with our grant
     const struct chan_trust *trust; // with identity: what grant the responder must show
+    const struct chan_join *join;   // with identity: enrolment with that secret; copied
     unsigned expect_role;           // ROLE_NODE_ bit the responder's grant must have; 0 = any
     const struct rpc_endpoint *endpoints; // copied; several: see policy
     size_t n_endpoints;                   // at least 1

@@ -19,6 +19,7 @@
 #define REACHED STATUS_DATA_LOSS // what our handlers answer: no dispatcher says that by itself
 #define NODE_URL "inproc://access-test-nodes"
 #define CLIENT_URL "inproc://access-test-clients"
+#define ENROL_URL "inproc://access-test-newcomers"
 #define N_NODE_ROLES 7
 
 struct world {
@@ -29,7 +30,8 @@ struct world {
     struct svc_tokens *tokens;
     struct work_pool *pool;
     struct rpc_server *rpc;
-    struct rpc_client *as_client, *as_node[N_NODE_ROLES];
+    struct chan_join join;
+    struct rpc_client *as_client, *as_newcomer, *as_node[N_NODE_ROLES];
 };
 static struct world w;
 
@@ -52,6 +54,7 @@ static unsigned role_bit(const char *word)
         {"USER", 1U << 2},
         {"CREATOR", 1U << 3},
         {"ADMIN", 1U << 4},
+        {"JOINER", 1U << 5},
         {"NODE_SESSION", 1U << 8},
         {"NODE_ORCHESTRATOR", 1U << 9},
         {"NODE_TRANSCODE", 1U << 10},
@@ -125,8 +128,8 @@ static void read_proto_text(const char *p)
 
 static void read_protos(void)
 {
-    static const char *const files[] = {"event",   "node",  "orchestrator", "origin",
-                                        "session", "store", "transcode"};
+    static const char *const files[] = {"enrol",  "event",   "node",  "orchestrator",
+                                        "origin", "session", "store", "transcode"};
     const char *source = getenv("CAUCE_SOURCE_DIR");
     static char text[1 << 18];
 
@@ -217,6 +220,28 @@ static struct rpc_client *make_client(const char *url, const struct chan_identit
     return c;
 }
 
+static bool find_secret(void *ud, const uint8_t id[CHAN_JOIN_ID_SIZE], uint8_t ret_secret[32])
+{
+    (void)ud;
+    memcpy(ret_secret, w.join.secret, sizeof(w.join.secret));
+    return memcmp(id, w.join.id, sizeof(w.join.id)) == 0;
+}
+
+static struct rpc_client *make_newcomer(void)
+{
+    struct chan_identity id = {0};
+    struct rpc_endpoint e = {.url = ENROL_URL};
+    struct rpc_client_opts o = {
+        .identity = &id, .join = &w.join, .endpoints = &e, .n_endpoints = 1};
+    struct err err = ERR_INIT;
+
+    crypto_dh_keypair(id.public_key, id.secret);
+    memcpy(e.key, w.server.public_key, 32);
+    struct rpc_client *c = rpc_client_new(&o, &err);
+    assert_non_null(c);
+    return c;
+}
+
 // Token keys reach svc_tokens as they do in life: through nodes.ini.
 static void make_tokens(void)
 {
@@ -259,15 +284,19 @@ static int start(void **state)
                                 .trust = &w.trust,
                                 .pool = w.pool,
                                 .verify = svc_tokens_verify_access,
-                                .verify_ud = w.tokens};
+                                .verify_ud = w.tokens,
+                                .join = find_secret};
     w.rpc = rpc_server_new(&o, &err);
     if (!w.rpc)
         return -1;
     for (size_t i = 0; i < cauce_n_services; i++)
         add_service(cauce_services[i]);
     if (rpc_server_listen(w.rpc, NODE_URL, false, NULL, &err) != STATUS_OK ||
-        rpc_server_listen(w.rpc, CLIENT_URL, true, NULL, &err) != STATUS_OK)
+        rpc_server_listen(w.rpc, CLIENT_URL, true, NULL, &err) != STATUS_OK ||
+        rpc_server_listen_enrol(w.rpc, ENROL_URL, NULL, &err) != STATUS_OK)
         return -1;
+    memset(&w.join, 7, sizeof(w.join));
+    w.as_newcomer = make_newcomer();
     w.as_client = make_client(CLIENT_URL, NULL, 0);
     for (unsigned i = 0; i < N_NODE_ROLES; i++) {
         make_identity(&w.nodes[i], 8 + i);
@@ -280,6 +309,7 @@ static int stop(void **state)
 {
     (void)state;
     rpc_client_free(w.as_client);
+    rpc_client_free(w.as_newcomer);
     for (unsigned i = 0; i < N_NODE_ROLES; i++)
         rpc_client_free(w.as_node[i]);
     rpc_server_close(w.rpc);
@@ -411,6 +441,15 @@ static void test_nodes_reach_what_their_grants_allow(void **state)
         check_caller(svc_role_name(1U << (8 + i)), w.as_node[i], NULL, ROLE_ANON | 1U << (8 + i));
 }
 
+static void test_newcomer_reaches_enrolment_and_nothing_else(void **state)
+{
+    (void)state;
+    AUTO(buf_done) struct buf token = token_of(ROLE_ADMIN, w.session_secret, 600000);
+
+    assert_int_equal(rule_of("cauce.enrol.v1.Enrol.Join")->allow, ROLE_JOINER);
+    check_caller("newcomer with a token", w.as_newcomer, buf_str(&token), ROLE_JOINER);
+}
+
 static void test_node_that_passes_a_users_token_is_both(void **state)
 {
     (void)state;
@@ -484,6 +523,7 @@ int main(void)
         cmocka_unit_test(test_anonymous_client_reaches_only_anon_methods),
         cmocka_unit_test(test_users_reach_what_their_roles_allow),
         cmocka_unit_test(test_nodes_reach_what_their_grants_allow),
+        cmocka_unit_test(test_newcomer_reaches_enrolment_and_nothing_else),
         cmocka_unit_test(test_node_that_passes_a_users_token_is_both),
         cmocka_unit_test(test_bad_tokens_reach_nothing),
         cmocka_unit_test(test_wrong_links_are_not_served),
