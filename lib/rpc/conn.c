@@ -91,6 +91,39 @@ void conn_lock(struct conn *c)
     pthread_mutex_lock(&c->lock);
 }
 
+struct conn_teller { // on its thread's stack
+    pthread_t thread;
+    struct conn_teller *next;
+};
+
+// From within an owner's callback: what it caused is told, and sent, once it has returned.
+static bool is_telling(const struct conn *c)
+{
+    pthread_t self = pthread_self();
+    const struct conn_teller *t = c->tellers;
+    while (t && !pthread_equal(t->thread, self))
+        t = t->next;
+    return t != NULL;
+}
+
+static void tell(struct conn *c, struct flow *f, unsigned events)
+{
+    struct conn_teller me = {.thread = pthread_self(), .next = c->tellers}, **at = &c->tellers;
+    c->tellers = &me;
+    c->corked++;
+    pthread_mutex_unlock(&c->lock);
+    if (events & ~FLOW_DROP)
+        f->ops->event(f, events & ~FLOW_DROP);
+    if (events & FLOW_DROP)
+        f->ops->unref(f);
+    f->ops->unref(f);
+    pthread_mutex_lock(&c->lock);
+    c->corked--;
+    while (*at != &me)
+        at = &(*at)->next;
+    *at = me.next;
+}
+
 // Tell owners, then send. True when the lock was released in between.
 static bool settle(struct conn *c)
 {
@@ -110,20 +143,16 @@ static bool settle(struct conn *c)
         f->events = 0;
         f->is_posted = false;
         released = true;
-        c->corked++;
-        pthread_mutex_unlock(&c->lock);
-        if (events & ~FLOW_DROP)
-            f->ops->event(f, events & ~FLOW_DROP);
-        if (events & FLOW_DROP)
-            f->ops->unref(f);
-        f->ops->unref(f);
-        pthread_mutex_lock(&c->lock);
-        c->corked--;
+        tell(c, f, events);
     }
 }
 
 void conn_unlock(struct conn *c)
 {
+    if (c->tellers && is_telling(c)) {
+        pthread_mutex_unlock(&c->lock);
+        return;
+    }
     // Unreferencing the last flow inside settle() must not free c.
     if (c->post_head || !list_is_empty(&c->ready_bulk) || !list_is_empty(&c->ready_urgent)) {
         conn_ref(c);

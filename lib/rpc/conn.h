@@ -217,6 +217,7 @@ struct conn {
     unsigned n_calls;    // server: until their STATUS is acknowledged
     uint32_t next_id;
     struct flow *post_head, **post_tail;
+    struct conn_teller *tellers; // threads that tell owners just now
     _Atomic int64_t next_tick_us; // read without the lock
 
     // owner's

@@ -14,6 +14,7 @@ struct load {
     int method;
     size_t size;
     uint8_t *data;
+    bool is_inline; // answers are told of where they come
     pthread_mutex_t lock;
     pthread_cond_t cond;
     unsigned n_left, n_active, n_failed; // to begin, in flight
@@ -51,16 +52,18 @@ static bool begin_one(struct load *l)
         return false;
     note_init(&req);
     req.data = (ProtobufCBinaryData){.len = l->size, .data = l->data};
-    struct rpc_opts o = {.deadline_us = time_deadline_in_ms(LONG_MS)};
+    struct rpc_opts o = {.deadline_us = time_deadline_in_ms(LONG_MS), .done_inline = l->is_inline};
     rpc_unary_async(l->client, &test_service.methods[l->method], &o, &req.base, on_reply, l);
     return true;
 }
 
 // n calls, in_flight of them at a time; none may fail.
-static void run_load(struct rpc_client *c, int method, size_t size, unsigned n, unsigned in_flight)
+static void run_load(struct rpc_client *c, int method, bool is_inline, size_t size, unsigned n,
+                     unsigned in_flight)
 {
     struct load l = {.client = c,
                      .method = method,
+                     .is_inline = is_inline,
                      .size = size,
                      .data = mem_alloc(size),
                      .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -104,7 +107,7 @@ static void test_large_messages_at_once_take_turns_in_bounded_memory(void **stat
     world_init(&w);
     world_serve(&w, "tcp://127.0.0.1:0", true);
     struct rpc_client *c = world_client(&w);
-    run_load(c, ECHO, SIZE, N, N);
+    run_load(c, ECHO, false, SIZE, N, N);
     // Parts of all, what waits for handlers, and the one that is being completed meanwhile.
     size_t bound = CONN_HELD_HIGH + (size_t)N * CONN_STREAM_CREDIT + CONN_HELD_WHOLE + 2 * SIZE;
     assert_in_range(held_most(&w), SIZE, bound);
@@ -121,8 +124,10 @@ static void test_as_many_calls_as_allowed_are_never_too_many(void **state)
     world_init(&w);
     world_serve(&w, "tcp://127.0.0.1:0", true);
     struct rpc_client *c = world_client(&w);
-    run_load(c, ECHO_INLINE, 4096, 1000, 128);
-    run_load(c, ECHO, 4096, 1000, 128);
+    for (int is_inline = 0; is_inline < 2; is_inline++) {
+        run_load(c, ECHO_INLINE, is_inline, 4096, 1000, 128);
+        run_load(c, ECHO, is_inline, 4096, 1000, 128);
+    }
     rpc_client_free(c);
     world_done(&w);
 }

@@ -186,7 +186,7 @@ struct rpc_server_opts {
     unsigned n_io_threads;       // 0 = 2
     int64_t ping_after_ms;       // silence before a PING, twice that ends the connection; 0 = 10000
     struct rpc_door_limits door;
-    const struct transport_ops *transport; // NULL: nng
+    const struct transport_ops *transport; // NULL: by address
 };
 struct rpc_server *rpc_server_new(const struct rpc_server_opts *o, struct err *err) MUST_CHECK;
 
@@ -452,7 +452,7 @@ struct rpc_client_opts {
     int64_t handshake_timeout_ms;         // of a connection; 0 = 5000
     struct work_pool *pool;               // runs completion callbacks; NULL: a small one of its own
     int64_t ping_after_ms;                // as in rpc_server_opts
-    const struct transport_ops *transport; // NULL: nng
+    const struct transport_ops *transport; // NULL: by address
     const char *name;                      // for rpc_channels_each(); copied, cut to fit
     enum rpc_policy policy;
     // Endpoints connected to at the same time; 0 = all. Which ones is drawn at random, so that
@@ -555,6 +555,10 @@ struct rpc_opts {
     // A service asks for somebody else (whose token it shows, if any): its own role must not count,
     // as with a forwarded call.
     bool on_behalf;
+    // rpc_unary_async(): done never waits for anything, so an answer may be told of on the thread
+    // that it came with, on several at once if the client has several connections. Calls that done
+    // makes leave together.
+    bool done_inline;
 };
 
 // Untyped calls: the generated stubs are thin wrappers of these. *ret is freed with
@@ -575,8 +579,8 @@ struct rpc_opts {
 enum status rpc_unary(struct rpc_client *c, const struct rpc_method *m, const struct rpc_opts *o,
                       const ProtobufCMessage *req, ProtobufCMessage **ret,
                       struct err *err) MUST_CHECK;
-// The same without waiting. done runs exactly once, on a pool thread; reply is owned by the callee
-// (NULL unless OK). Completions of one client run one after another: they must not wait for each
+// The same without waiting. done runs exactly once, on a pool thread unless it is done_inline; reply
+// is owned by the callee (NULL unless OK). Completions of one client run one after another: they must not wait for each
 // other. What o points to is copied, but ret_retry_after_ms and ret_details must stay until then.
 typedef void (*rpc_done_fn)(void *ud, enum status s, ProtobufCMessage *reply,
                             const struct err *err);

@@ -39,6 +39,7 @@ struct unary {
     struct cancel_hook *hook[2];
     int64_t begun_us;
     bool is_armed; // its hooks are in place
+    bool is_inline;
 
     bool is_over, is_cancelled, is_told, is_listed;
     bool is_left; // a try failed and left the rest to the other one
@@ -140,7 +141,7 @@ static void run_completed(void *ud)
 
 struct to_do { // what finish() leaves for when the lock is released
     struct attempt *losers[N_TRIES];
-    bool unlist, run;
+    bool unlist, run, run_here;
 };
 
 // Called with the client's lock held.
@@ -153,8 +154,9 @@ static bool unlist(struct unary *u)
     return was; // the caller has its reference to give back
 }
 
-// Called with the client's lock held. Answer and attempt are in place.
-static void finish(struct unary *u, struct to_do *ret)
+// Called with the client's lock held. Answer and attempt are in place. here: an answer came, on a
+// thread that may tell of it if that does not block.
+static void finish(struct unary *u, bool here, struct to_do *ret)
 {
     struct rpc_client *c = u->client;
     *ret = (struct to_do){.unlist = unlist(u)};
@@ -171,6 +173,9 @@ static void finish(struct unary *u, struct to_do *ret)
         pthread_cond_signal(&u->cond);
         return;
     }
+    ret->run_here = here && u->is_inline;
+    if (ret->run_here)
+        return;
     list_push_back(&c->completed, &u->node);
     ret->run = !c->completing;
     c->completing = true;
@@ -191,6 +196,8 @@ static void finished(struct unary *u, struct to_do *d)
     }
     if (d->run && (!c->pool || !work_pool_submit(c->pool, run_completed, c)))
         run_completed(c); // the pool is full: late is worse than here
+    if (d->run_here)
+        run_done(u);
     if (d->unlist)
         unary_unref(u);
 }
@@ -206,7 +213,7 @@ static void finish_with(struct unary *u, const struct err *err)
     if (first) {
         u->err = *err;
         u->end = (struct attempt_end){.code = err->code};
-        finish(u, &d);
+        finish(u, false, &d);
     }
     pthread_mutex_unlock(&c->lock);
     attempt_unref(old);
@@ -299,7 +306,7 @@ static void next_or_end(struct unary *u)
     pthread_mutex_lock(&c->lock);
     bool first = !u->is_over;
     if (first)
-        finish(u, &d);
+        finish(u, false, &d);
     pthread_mutex_unlock(&c->lock);
     if (first)
         finished(u, &d);
@@ -329,7 +336,7 @@ static void on_event(struct attempt *s, unsigned events)
     }
     u->is_left = other;
     if (answer)
-        finish(u, &d);
+        finish(u, true, &d);
     else if (!dropped && !other)
         unlisted = unlist(u); // no hedge of what is not in flight
     pthread_mutex_unlock(&c->lock);
@@ -618,6 +625,7 @@ static struct unary *unary_new(struct rpc_client *c, const struct call_spec *spe
     list_init(&u->node);
     u->ret_retry_after_ms = o ? o->ret_retry_after_ms : NULL;
     u->ret_details = o ? o->ret_details : NULL;
+    u->is_inline = o && o->done_inline;
     u->begun_us = time_mono_us();
     u->connect_until_us = client_connect_deadline(c, spec->deadline_us);
     return u;
@@ -688,9 +696,8 @@ static void wait_end(struct attempt *s)
 
 // The first attempt, on the caller's thread. False: there is more to do, at *ret_at_us.
 static bool try_here(struct rpc_client *c, const struct call_spec *spec, const struct rpc_opts *o,
-                     struct retry_plan *plan, const struct endpoint **ret_avoid,
-                     int64_t *ret_at_us, ProtobufCMessage **ret, enum status *ret_status,
-                     struct err *err)
+                     struct retry_plan *plan, const struct endpoint **ret_avoid, int64_t *ret_at_us,
+                     ProtobufCMessage **ret, enum status *ret_status, struct err *err)
 {
     struct attempt *s = attempt_new(c, spec);
     struct attempt_end e = {.code = STATUS_OK};
