@@ -14,8 +14,9 @@
 #define NOTE_BYTES 60000
 #define LET_GO_MS 20000
 
-// ---------------------------------------------------------------- a tap between lib/rpc and nng
+// ---------------------------------------------------------------- a tap below lib/rpc
 
+static const struct transport_ops *inner;
 #define MAX_TAPS 8
 #define MAX_PIPES (4 * N_CLIENTS) // some may linger from the round before
 static struct tap {               // one listener or dialer
@@ -94,7 +95,7 @@ static enum status tap_listen(const char *url, const struct transport_events *ev
                               struct err *err)
 {
     struct tap *t = tap_new(ev, ud, true);
-    enum status s = transport_nng.listen(url, &tap_events, t, ret_url, ret_url_size, ret, err);
+    enum status s = inner->listen(url, &tap_events, t, ret_url, ret_url_size, ret, err);
     t->t = *ret;
     return s;
 }
@@ -103,7 +104,7 @@ static enum status tap_dial(const char *url, const struct transport_events *ev, 
                             struct transport **ret, struct err *err)
 {
     struct tap *t = tap_new(ev, ud, false);
-    enum status s = transport_nng.dial(url, &tap_events, t, ret, err);
+    enum status s = inner->dial(url, &tap_events, t, ret, err);
     t->t = *ret;
     return s;
 }
@@ -232,7 +233,7 @@ struct drop {
 static void *drop_one(void *ud)
 {
     struct drop *d = ud;
-    transport_nng.drop(d->t, d->pipe);
+    inner->drop(d->t, d->pipe);
     return NULL;
 }
 
@@ -300,9 +301,10 @@ static void run_round(struct world *w, unsigned round)
     }
 }
 
-static void check_kills(const char *url)
+static void check_kills(const struct transport_ops *transport, const char *url)
 {
-    tapped = transport_nng;
+    inner = transport;
+    tapped = *transport;
     tapped.listen = tap_listen;
     tapped.dial = tap_dial;
     n_taps = 0;
@@ -318,7 +320,8 @@ static void check_kills(const char *url)
 static void test_tcp(void **state)
 {
     (void)state;
-    check_kills("tcp://127.0.0.1:0");
+    check_kills(&transport_epoll, "tcp://127.0.0.1:0");
+    check_kills(&transport_nng, "tcp://127.0.0.1:0");
 }
 
 static void test_ipc(void **state)
@@ -326,7 +329,8 @@ static void test_ipc(void **state)
     (void)state;
     char url[64];
     snprintf(url, sizeof url, "ipc:///tmp/cauce-kill-%d", (int)getpid());
-    check_kills(url);
+    check_kills(&transport_epoll, url);
+    check_kills(&transport_nng, url);
 }
 
 int main(void)

@@ -70,13 +70,11 @@ struct transport_ops {
 
 extern const struct transport_ops transport_nng;    // nng's REQ and REP sockets: any nng url
 extern const struct transport_ops transport_epoll;  // the same bytes, event loops: tcp and ipc
-extern const struct transport_ops transport_stream; // the same bytes on nng's streams: tcp and ipc
 const struct transport_ops *transport_named(const char *name); // NULL: no such one
-// What serves url: wanted if there is one and it can.
+// What serves url: wanted if there is one and it can; else epoll for tcp and ipc, nng for inproc.
 const struct transport_ops *transport_for(const struct transport_ops *wanted, const char *url);
 void transport_nng_fini(void);
 // Messages given out or received, and not freed yet; those that nng's sockets hold are not counted.
 long transport_nng_messages(void);
-long transport_stream_messages(void);
 long transport_epoll_messages(void);
-long transport_messages(void); // of all
+long transport_messages(void); // of both

@@ -13,13 +13,14 @@
 #include <nng/protocol/reqrep0/req.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
 #include "base/str.h"
 #include "channel/channel.h"
 #include "rpc/nng_guard.h"
-#include "rpc/transport_internal.h"
+#include "rpc/transport.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 // nng 1.5 frees closing pipes on a thread that may not get to it before the process ends, and loses
@@ -59,6 +60,70 @@ struct transport {
     struct slot **more;                     // listening side: as many as were ever in flight
     size_t n_more;
 };
+
+// ---------------------------------------------------------------- nng's words in ours
+
+// "what url: why", with the status that the error amounts to.
+static enum status nng_error(struct err *err, int rv, const char *what, const char *url)
+{
+    enum status s = STATUS_UNAVAILABLE;
+    switch (rv) {
+    case NNG_ENOMEM:
+        s = STATUS_RESOURCE_EXHAUSTED;
+        break;
+    case NNG_EINVAL:
+    case NNG_EADDRINVAL:
+    case NNG_ENOTSUP:
+        s = STATUS_INVALID_ARGUMENT;
+        break;
+    case NNG_EADDRINUSE:
+        s = STATUS_ALREADY_EXISTS;
+        break;
+    case NNG_EPERM:
+        s = STATUS_PERMISSION_DENIED;
+        break;
+    default:
+        break;
+    }
+    return err_set(err, s, "%s %s: %s", what, url, nng_strerror(rv));
+}
+
+static struct transport_addr addr_of(const nng_sockaddr *sa)
+{
+    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
+    struct transport_addr a = {0};
+    if (sa->s_family == NNG_AF_INET) {
+        a.family = 4;
+        memcpy(a.bytes, &sa->s_in.sa_addr, 4);
+    } else if (sa->s_family == NNG_AF_INET6 && memcmp(sa->s_in6.sa_addr, mapped, 12) == 0) {
+        a.family = 4; // IPv4 that came to an IPv6 socket
+        memcpy(a.bytes, sa->s_in6.sa_addr + 12, 4);
+    } else if (sa->s_family == NNG_AF_INET6) {
+        a.family = 6;
+        memcpy(a.bytes, sa->s_in6.sa_addr, 8);
+    }
+    return a;
+}
+
+// url with the port that sa has, if it names one: port 0 has become a real one there.
+static void real_url(const nng_sockaddr *sa, const char *url, char *ret, size_t size)
+{
+    str_copy(ret, size, url);
+    uint16_t raw;
+    if (sa->s_family == NNG_AF_INET)
+        raw = sa->s_in.sa_port;
+    else if (sa->s_family == NNG_AF_INET6)
+        raw = sa->s_in6.sa_port;
+    else
+        return;
+    const char *port = strrchr(url, ':');
+    uint8_t be[2];
+    memcpy(be, &raw, 2);
+    if (port)
+        snprintf(ret, size, "%.*s:%u", (int)(port - url), url, (unsigned)(be[0] << 8 | be[1]));
+}
+
+// ---------------------------------------------------------------- messages and slots
 
 static atomic_long n_messages; // held outside nng
 
@@ -287,13 +352,13 @@ static enum status t_listen(const char *url, const struct transport_events *ev, 
     if (rv != 0) {
         *ret = NULL;
         t_free(t);
-        return transport_err(err, rv, "listen on", url);
+        return nng_error(err, rv, "listen on", url);
     }
     nng_sockaddr sa = {0};
     if (ret_url && nng_listener_get_addr(t->listener, NNG_OPT_LOCADDR, &sa) != 0)
         sa.s_family = NNG_AF_UNSPEC;
     if (ret_url)
-        transport_real_url(&sa, url, ret_url, ret_url_size);
+        real_url(&sa, url, ret_url, ret_url_size);
     return STATUS_OK;
 }
 
@@ -332,7 +397,7 @@ static enum status t_dial(const char *url, const struct transport_events *ev, vo
     if (rv != 0) {
         *ret = NULL;
         t_free(t);
-        return transport_err(err, rv, "dial", url);
+        return nng_error(err, rv, "dial", url);
     }
     return STATUS_OK;
 }
@@ -349,7 +414,7 @@ static bool t_peer(struct transport *t, uint32_t pipe, struct transport_addr *re
     nng_sockaddr sa;
     if (nng_pipe_get_addr((nng_pipe){.id = pipe}, NNG_OPT_REMADDR, &sa) != 0)
         return false;
-    *ret = transport_addr_of(&sa);
+    *ret = addr_of(&sa);
     return true;
 }
 
