@@ -252,6 +252,14 @@ static void print_message(struct printer *p, const message_proto *m)
 
 // ---------------------------------------------------------------- services
 
+const char *reflect_role_name(unsigned bit)
+{
+    const ProtobufCEnumValue *v =
+        bit && bit < 32 ? protobuf_c_enum_descriptor_get_value(&cauce__role__descriptor, (int)bit)
+                        : NULL;
+    return v ? v->name : NULL;
+}
+
 static void print_roles(struct buf *out, const Cauce__Rule *r)
 {
     buf_printf(out, "allow: %s", r->n_allow == 1 ? "" : "[");

@@ -33,6 +33,9 @@ const struct rpc_service *reflect_service_at(const struct reflect *r, size_t i);
 size_t reflect_n_messages(const struct reflect *r);
 const ProtobufCMessageDescriptor *reflect_message_at(const struct reflect *r, size_t i);
 
+// "NODE_ORIGIN" of the bit number of a ROLE_ constant; NULL: there is no such role.
+const char *reflect_role_name(unsigned bit);
+
 struct reflect_part { // borrowed from the set
     const char *kind; // "service", "method", "message", "enum" or "file"
     const char *file; // where it is declared

@@ -1,4 +1,5 @@
 // Clients to other nodes: made on first use, kept until the end.
+#include <stdio.h>
 #include <string.h>
 
 #include "base/list.h"
@@ -177,9 +178,14 @@ static struct rpc_client *dial(struct svc_clients *c, const struct entry *e,
                                const struct rpc_endpoint *endpoints, size_t n, struct err *err)
 {
     struct chan_identity id;
+    // "gateway-1>video-1": one process may be several nodes.
+    char name[CHAN_NODE_ID_SIZE + RPC_URL_SIZE + 2];
 
+    (void)snprintf(name, sizeof(name), "%s>%s", c->svc->self->id,
+                   e->name[0] ? e->name : svc_role_name(e->role));
     instance_get_shown(instance_of(c->svc), &id);
     struct rpc_client_opts o = {
+        .name = name,
         .log = c->svc->log,
         .identity = &id,
         .trust = c->svc->trust,

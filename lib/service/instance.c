@@ -121,7 +121,8 @@ static enum status make_parts(struct instance *in, struct log *log, struct err *
     svc->pool = work_pool_new(in->role->name, (unsigned)svc->options->threads, QUEUE_MAX);
     svc->timers = work_timers_new();
     in->clients = svc_clients_new(svc);
-    if (!in->log_node || !svc->tokens || !svc->pool || !svc->timers || !in->clients)
+    in->health = health_new(in);
+    if (!in->log_node || !svc->tokens || !svc->pool || !svc->timers || !in->clients || !in->health)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory or threads");
     struct rpc_server_opts o = {
         .log = svc->log,
@@ -197,8 +198,9 @@ enum status instance_listen(struct instance *in, struct err *err)
 
 bool instance_is_ready(struct instance *in, char *reason, size_t reason_size)
 {
-    if (!atomic_load(&in->is_started)) {
-        (void)str_copy(reason, reason_size, "starting");
+    if (!atomic_load(&in->is_started) || atomic_load(&in->is_draining)) {
+        (void)str_copy(reason, reason_size,
+                       atomic_load(&in->is_draining) ? SVC_STOPPING : "starting");
         return false;
     }
     if (in->role->ready && !in->role->ready(in->self, reason, reason_size))
@@ -213,6 +215,8 @@ void instance_drain(struct instance *in)
 {
     if (!atomic_load(&in->is_started))
         return;
+    atomic_store(&in->is_draining, true);
+    health_drain(in->health);
     if (in->role->drain)
         in->role->drain(in->self);
     rpc_server_close(in->svc.server);
@@ -223,6 +227,7 @@ void instance_stop(struct instance *in, int64_t deadline_us)
     if (!atomic_load(&in->is_started))
         return;
     rpc_server_stop(in->svc.server, time_left_ms(deadline_us));
+    health_stop(in->health);
     atomic_store(&in->is_started, false);
     if (in->role->stop)
         in->role->stop(in->self);
@@ -238,7 +243,10 @@ void instance_done(struct instance *in)
 
     svc_clients_free(in->clients);
     rpc_server_free(svc->server);
+    if (in->health)
+        health_drain(in->health); // it starts no more jobs
     work_pool_free(svc->pool);
+    health_free(in->health);
     work_timers_free(svc->timers);
     svc_tokens_free(svc->tokens);
     log_free(in->log_node);

@@ -14,6 +14,7 @@ void svc_token_key_id(char out[SVC_KEY_ID_SIZE], const uint8_t token_key[32]);
 #define SVC_MAX_URLS 8
 
 struct svc_clients;
+struct health;
 
 // nodes.ini; key and grant; those that follow them while a key is rotated.
 #define N_KEY_FILES 5
@@ -36,8 +37,10 @@ struct instance {
     struct chan_identity identity; // as it was at the start
     struct chan_trust trust;
     struct svc_clients *clients;
-    void *self;             // the role's own
-    atomic_bool is_started; // self may be used
+    struct health *health;
+    void *self;              // the role's own
+    atomic_bool is_started;  // self may be used
+    atomic_bool is_draining; // serves no more
     int64_t started_ms;
 
     // main thread: what was on disk when it was read last, and when it was looked at last
@@ -120,6 +123,40 @@ void svc_clients_free(struct svc_clients *c);
 enum status svc_publish_url(const char *listen, char ret[RPC_URL_SIZE], struct err *err) MUST_CHECK;
 enum status svc_publish_as(const char *url, const char *known_as, char ret[RPC_URL_SIZE],
                            struct err *err) MUST_CHECK;
+
+// ---- health.c ----
+#define SVC_STOPPING "stopping"
+struct Node__WatchRequest;
+struct health *health_new(struct instance *in) MUST_CHECK;
+enum status health_watch(struct rpc_call *call, const struct Node__WatchRequest *req,
+                         struct err *err) MUST_CHECK;
+void health_drain(struct health *h); // tells and ends all; twice is fine
+void health_stop(struct health *h);  // drained: returns when the role is not being asked any more
+void health_free(struct health *h);  // stopped, or nobody ever watched; NULL does nothing
+
+// ---- observe.c: what this process is doing just now ----
+struct Node__MethodsRequest;
+struct Node__MethodsReply;
+struct Node__ChannelsRequest;
+struct Node__ChannelsReply;
+struct Node__CallsRequest;
+struct Node__CallsReply;
+enum status observe_methods(struct rpc_call *call, const struct Node__MethodsRequest *req,
+                            struct Node__MethodsReply *ret, struct err *err) MUST_CHECK;
+enum status observe_channels(struct rpc_call *call, const struct Node__ChannelsRequest *req,
+                             struct Node__ChannelsReply *ret, struct err *err) MUST_CHECK;
+enum status observe_calls(struct rpc_call *call, const struct Node__CallsRequest *req,
+                          struct Node__CallsReply *ret, struct err *err) MUST_CHECK;
+
+// ---- reflection.c: what this process serves ----
+struct Node__ListRequest;
+struct Node__ListReply;
+struct Node__DescribeRequest;
+struct Node__DescribeReply;
+enum status reflection_list(struct rpc_call *call, const struct Node__ListRequest *req,
+                            struct Node__ListReply *ret, struct err *err) MUST_CHECK;
+enum status reflection_describe(struct rpc_call *call, const struct Node__DescribeRequest *req,
+                                struct Node__DescribeReply *ret, struct err *err) MUST_CHECK;
 
 // ---- node_service.c ----
 enum status instance_serve_node(struct instance *in, struct err *err) MUST_CHECK;

@@ -1,4 +1,5 @@
-// What every process serves: cauce.node.v1.Health and Node.
+// What every process serves: cauce.node.v1. Longer answers are in health.c, observe.c,
+// reflection.c.
 #include <stdio.h>
 #include <unistd.h>
 
@@ -71,10 +72,17 @@ static enum status cluster(struct rpc_call *call, const Node__ClusterRequest *re
 
 enum status instance_serve_node(struct instance *in, struct err *err)
 {
-    const struct node_health_handlers health = {.check = check};
+    const struct node_health_handlers health = {.check = check, .watch = health_watch};
     const struct node_node_handlers node = {.info = info,
-                                            .cluster = in->role->cluster ? cluster : NULL};
+                                            .cluster = in->role->cluster ? cluster : NULL,
+                                            .methods = observe_methods,
+                                            .channels = observe_channels,
+                                            .calls = observe_calls};
+    const struct node_reflection_handlers reflection = {.list = reflection_list,
+                                                        .describe = reflection_describe};
     enum status s = node_health_serve(in->svc.server, &health, in, err);
 
-    return s == STATUS_OK ? node_node_serve(in->svc.server, &node, in, err) : s;
+    if (s == STATUS_OK)
+        s = node_node_serve(in->svc.server, &node, in, err);
+    return s == STATUS_OK ? node_reflection_serve(in->svc.server, &reflection, in, err) : s;
 }
