@@ -63,18 +63,17 @@ bool rpc_server_trusts_user(const struct rpc_server *s, const struct rpc_user *u
            (!s->o.user_ok || s->o.user_ok(s->o.user_ok_ud, user));
 }
 
-static unsigned node_roles(const struct rpc_call *c)
+// The role that counts of a node that calls, if any. False: its grant does not.
+static bool find_node_role(const struct rpc_call *c, const struct chan_peer *p, unsigned *ret)
 {
-    const struct chan_peer *p = chan_peer(c->flow.conn->chan);
-    if (c->forwarded || !p || !rpc_server_trusts_peer(c->server, p))
-        return 0;
-    return p->grant.role < 31 ? 1U << p->grant.role : 0;
-}
-
-static bool grant_is_good(const struct rpc_call *c)
-{
-    const struct chan_peer *p = chan_peer(c->flow.conn->chan);
-    return !p || p->link != CHAN_LINK_SERVICE || rpc_server_trusts_peer(c->server, p);
+    *ret = 0;
+    if (p->link != CHAN_LINK_SERVICE)
+        return true;
+    if (!rpc_server_trusts_peer(c->server, p))
+        return false;
+    if (!c->forwarded && p->grant.role < 31)
+        *ret = 1U << p->grant.role;
+    return true;
 }
 
 enum status call_authorise(struct rpc_call *c, unsigned allow, struct err *err)
@@ -87,10 +86,11 @@ enum status call_authorise(struct rpc_call *c, unsigned allow, struct err *err)
                              : err_set(err, STATUS_PERMISSION_DENIED,
                                        "%s: a join secret opens enrolment only", m->name);
     }
-    if (!grant_is_good(c))
+    unsigned have;
+    if (!find_node_role(c, peer, &have))
         return err_set(err, STATUS_PERMISSION_DENIED,
                        "the node's grant has expired or was revoked");
-    unsigned have = ROLE_ANON | node_roles(c);
+    have |= ROLE_ANON;
     if (c->token) {
         enum status s = token_verify(c->server->tokens, c->token, err);
         if (s != STATUS_OK)

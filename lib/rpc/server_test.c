@@ -4,6 +4,8 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 #include "base/str.h"
@@ -48,6 +50,7 @@ struct seen { // of a call, by its handler
 struct site { // a server and what it saw
     struct world w;
     struct work_pool *narrow; // one thread
+    struct log *log;
     struct rpc_server *s;
     char url[RPC_URL_SIZE];
     struct rpc_client *next;
@@ -232,6 +235,7 @@ static void site_new_server(struct site *t)
         thunks[i] = thunk;
         plain[i] = (void (*)(void))own_handlers[i];
     }
+    o.log = t->log;
     if (t->narrow)
         o.pool = t->narrow;
     t->s = rpc_server_new(&o, &err);
@@ -592,6 +596,59 @@ static void test_interceptors_run_in_order_and_back(void **state)
     }
     rpc_client_free(c);
     site_done(&t);
+}
+
+// ---------------------------------------------------------------- log
+
+static size_t lines_with(const char *text, const char *a, const char *b)
+{
+    size_t n = 0;
+    for (const char *at = text; *at;) {
+        const char *end = strchrnul(at, '\n');
+        char line[1024];
+        snprintf(line, sizeof line, "%.*s", (int)(end - at), at);
+        n += strstr(line, "\"rpc_call\"") && strstr(line, a) && strstr(line, b);
+        at = *end ? end + 1 : end;
+    }
+    return n;
+}
+
+static void test_every_call_leaves_a_line(void **state)
+{
+    (void)state;
+    static const struct {
+        enum log_level level;
+        size_t n_good, n_bad;
+    } rows[] = {{LOG_DEBUG, 2, 1}, {LOG_INFO, 0, 1}, {LOG_WARN, 0, 0}};
+    struct rpc_trace trace;
+    char id[33];
+    rpc_trace_new(&trace);
+    str_hex(id, trace.trace_id, 16);
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
+        int fd = memfd_create("log", MFD_CLOEXEC);
+        assert_true(fd >= 0);
+        struct site t;
+        site_init(&t);
+        t.log = log_new(fd, rows[i].level, true);
+        site_new_server(&t);
+        site_listen(&t, true);
+        struct rpc_client *c = client_of((struct site *[]){&t}, 1);
+        struct rpc_opts o = {.trace = &trace, .max_attempts = 1};
+        struct err err = ERR_INIT;
+        call_ok(c, SEE, &o, 0, "");
+        call_ok(c, SEE_INLINE, &o, 0, "");
+        assert_int_equal(call_own(c, REFUSE, &o, 0, "", &err), STATUS_INVALID_ARGUMENT);
+        rpc_client_free(c);
+        struct log *l = TAKE(t.log);
+        site_done(&t); // no call is left to be logged
+        log_free(l);
+        char text[8192] = "";
+        assert_true(pread(fd, text, sizeof text - 1, 0) >= 0);
+        close(fd);
+        assert_int_equal(lines_with(text, "test.Own.See", "\"OK\""), rows[i].n_good);
+        assert_int_equal(lines_with(text, "test.Own.Refuse", "INVALID_ARGUMENT"), rows[i].n_bad);
+        assert_int_equal(lines_with(text, id, "took_us"), rows[i].n_good + rows[i].n_bad);
+    }
 }
 
 // ---------------------------------------------------------------- metrics
@@ -1146,6 +1203,7 @@ int main(void)
         cmocka_unit_test(test_calls_of_a_handler_are_part_of_its_call),
         cmocka_unit_test(test_a_proxy_hands_on_what_came_beside),
         cmocka_unit_test(test_interceptors_run_in_order_and_back),
+        cmocka_unit_test(test_every_call_leaves_a_line),
         cmocka_unit_test(test_methods_are_counted),
         cmocka_unit_test(test_buckets_double),
         cmocka_unit_test(test_too_many_at_once_are_shed),
