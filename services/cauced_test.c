@@ -801,7 +801,7 @@ static void test_revoked_node_loses_its_calls_and_is_not_let_in_again(void **sta
     wait_answer(&a);
     assert_true(a.status == STATUS_PERMISSION_DENIED || a.status == STATUS_UNAVAILABLE);
     rpc_message_free(TAKE(health));
-    o = (struct rpc_opts){.deadline_us = time_deadline_in_ms(1500), .max_attempts = 1};
+    o = (struct rpc_opts){.deadline_us = time_deadline_in_ms(400), .max_attempts = 1};
     assert_int_not_equal(node_health_check(c.client, &o, &check, &health, &err), STATUS_OK);
     caller_done(&c);
     kill(p.pid, SIGTERM);
@@ -809,7 +809,7 @@ static void test_revoked_node_loses_its_calls_and_is_not_let_in_again(void **sta
     // Nor after a restart: it is in the file.
     p = START(NULL, "origin:video-1", keys_word(), ready_word());
     caller_init(&c);
-    o.deadline_us = time_deadline_in_ms(1000);
+    o.deadline_us = time_deadline_in_ms(400);
     assert_int_not_equal(node_health_check(c.client, &o, &check, &health, &err), STATUS_OK);
     caller_done(&c);
     kill(p.pid, SIGTERM);

@@ -486,7 +486,7 @@ static void test_wrong_secret_id_or_key_is_met_with_silence(void **state)
 
     for (unsigned part = 1; part <= 3; part++) {
         AUTO(mem_free_p) char *wrong = spoiled(text, part);
-        assert_int_equal(join(wrong, "machine", "--timeout=700ms"), 1);
+        assert_int_equal(join(wrong, "machine", "--timeout=300ms"), 1);
         assert_file_says("err", "does not answer");
         AUTO(mem_free_p) char *said = read_text(in_folder("err"));
         assert_null(strstr(said, strrchr(wrong, '#') + 1));

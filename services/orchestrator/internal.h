@@ -61,8 +61,10 @@ struct orch_env {
     struct db *db;
     const struct db_opts *listen;
     const struct orch_options *options;
-    const struct svc_node *const *origins;
+    const struct svc_node *const *origins; // as they were at the start
     size_t n_origins;
+    // Optional: one of them as it is by now, whose key may be another; NULL when it is gone.
+    const struct svc_node *(*current)(void *ud, const char *node_id);
     // Borrowed clients; NULL with err when the node is not known.
     struct rpc_client *(*store)(void *ud, struct err *err);
     struct rpc_client *(*origin)(void *ud, const char *node_id, struct err *err);

@@ -49,7 +49,7 @@ const struct svc_node *orch_origin_node(const struct orch *o, const char *node_i
 {
     for (size_t i = 0; i < o->env.n_origins; i++)
         if (str_eq(o->env.origins[i]->id, node_id))
-            return o->env.origins[i];
+            return o->env.current ? o->env.current(o->env.ud, node_id) : o->env.origins[i];
     return NULL;
 }
 
@@ -170,6 +170,12 @@ static struct rpc_client *origin_client(void *ud, const char *node_id, struct er
     return svc_client(r->svc, ROLE_NODE_ORIGIN, node_id, err);
 }
 
+static const struct svc_node *current_origin(void *ud, const char *node_id)
+{
+    struct role *r = ud;
+    return svc_nodes_find(r->svc->nodes, node_id);
+}
+
 static enum status verify_media(void *ud, const char *token, struct svc_media_claims *ret,
                                 struct err *err)
 {
@@ -225,6 +231,7 @@ static enum status start(struct svc *svc, const void *options, void **ret_self, 
             .options = opt,
             .origins = r->origins,
             .n_origins = n_origins,
+            .current = current_origin,
             .store = store_client,
             .origin = origin_client,
             .verify_media = verify_media,
