@@ -158,9 +158,9 @@ static enum status cmd_info(struct ctl *k)
 
 static enum status print_channels(struct ctl *k, const Node__ChannelsReply *r, FILE *f)
 {
-    static const char *const heads[] = {"CHANNEL", "TO",     "STATE",     "BREAKER", "OPEN",
-                                        "CALLS",   "ERRORS", "AGAIN",     "IN",      "OUT",
-                                        "AGE",     "RTT MS", "LAST ERROR"};
+    static const char *const heads[] = {"CHANNEL", "TO",     "STATE",  "BREAKER",   "OPEN",
+                                        "CALLS",   "ERRORS", "AGAIN",  "HEDGED",    "IN",
+                                        "OUT",     "AGE",    "RTT MS", "LAST ERROR"};
     struct table t;
     table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < r->n_channels; i++) {
@@ -174,6 +174,7 @@ static enum status print_channels(struct ctl *k, const Node__ChannelsReply *r, F
         table_add(&t, "%" PRId64, c->calls);
         table_add(&t, "%" PRId64, c->errors);
         table_add(&t, "%" PRId64, c->retries);
+        table_add(&t, "%" PRId64, c->hedges);
         table_add(&t, "%s", bytes_text(in, c->bytes_in));
         table_add(&t, "%s", bytes_text(out, c->bytes_out));
         table_add(&t, "%s", span_text(age, c->age_ms));
@@ -201,7 +202,7 @@ static enum status print_connections(struct ctl *k, const Node__ChannelsReply *r
         table_add(&t, "%s", bytes_text(out, c->bytes_out));
         table_add(&t, "%" PRId64 "/%" PRId64, c->records_in, c->records_out);
         table_add(&t, "%.2f", (double)c->rtt_us / 1000);
-        table_add(&t, "%s", c->draining ? "draining" : "");
+        table_add(&t, "%s", c->draining ? "draining" : c->half_open ? "half open" : "");
     }
     return table_print(&t, f, &k->err);
 }
@@ -215,8 +216,8 @@ static enum status draw_channels(struct ctl *k, FILE *f)
         return s;
     if (ctl_has(k, OPT_JSON))
         return print_json(k, &r->base, f);
-    fprintf(f, "%s made %zu connections", r->node_id, r->n_channels);
-    fprintf(f, " and accepted %zu\n", r->n_connections);
+    fprintf(f, "%s knows %zu endpoints and has accepted %zu connections\n", r->node_id,
+            r->n_channels, r->n_connections);
     s = r->n_channels ? print_channels(k, r, f) : STATUS_OK;
     return s == STATUS_OK && r->n_connections ? print_connections(k, r, f) : s;
 }
@@ -461,21 +462,32 @@ static enum status watch_health(struct ctl *k, const Node__ClusterReply *r)
 {
     const char *nodes[MAX_WATCHED];
     size_t n = 0;
-    for (size_t i = 0; i < r->n_nodes && n < MAX_WATCHED; i++)
-        if (!k->n_args || strcmp(r->nodes[i]->node_id, k->args[0]) == 0)
-            nodes[n++] = r->nodes[i]->node_id;
-    if (k->n_args && n == 0)
-        return err_set(&k->err, STATUS_NOT_FOUND, "no node is called %s: see mediactl node ls",
-                       k->args[0]);
+    for (; n < r->n_nodes && n < MAX_WATCHED; n++)
+        nodes[n] = r->nodes[n]->node_id;
     return watch_nodes(k, nodes, n);
 }
 
-// Succeeds when every node serves, so that scripts can ask.
+// Leaves in the reply only the node that was named.
+static enum status keep_named(struct ctl *k, Node__ClusterReply *r)
+{
+    for (size_t i = 0; i < r->n_nodes; i++)
+        if (strcmp(r->nodes[i]->node_id, k->args[0]) == 0) {
+            r->nodes[0] = r->nodes[i];
+            r->n_nodes = 1;
+            return STATUS_OK;
+        }
+    return err_set(&k->err, STATUS_NOT_FOUND, "no node is called %s: see mediactl node ls",
+                   k->args[0]);
+}
+
+// Succeeds when every node that was asked about serves, so that scripts can ask.
 static enum status cmd_health(struct ctl *k)
 {
     Node__ClusterRequest req = NODE__CLUSTER_REQUEST__INIT;
     AUTO(rpc_message_free_p) Node__ClusterReply *r = NULL;
     enum status s = CTL_CALL(k, node_node_cluster, NULL, &req, &r);
+    if (s == STATUS_OK && k->n_args)
+        s = keep_named(k, r);
     if (s == STATUS_OK && ctl_has(k, OPT_WATCH))
         return watch_health(k, r);
     if (s == STATUS_OK)
@@ -491,7 +503,7 @@ static const struct command commands[] = {
     {"node ls", "", 0, 0, ALLOW(OPT_WATCH), CONNECTED, cmd_ls, "every node (admin)"},
     {"node info", "[NODE]", 0, 1, 0, CONNECTED, cmd_info, "one node, else the gateway (admin)"},
     {"node health", "[NODE]", 0, 1, ALLOW(OPT_WATCH), CONNECTED, cmd_health,
-     "every node, asked just now; --watch: each change (admin)"},
+     "every node or this one, asked just now; --watch: each change (admin)"},
     {"node channels", "[NODE]", 0, 1, ALLOW(OPT_WATCH), CONNECTED, cmd_channels,
      "connections that a node made and accepted (admin)"},
     {"node calls", "[NODE]", 0, 1, ALLOW(OPT_WATCH), CONNECTED, cmd_calls,

@@ -99,6 +99,7 @@ static enum status print_description(struct ctl *k, const char *symbol, const st
         printf("%s}\n", buf_str(&json));
         buf_done(&json);
     } else if (s == STATUS_OK) {
+        ctl_tidy_text((char *)text.data); // names and comments are the server's
         printf("// %s\n%s", symbol, buf_str(&text));
     }
     buf_done(&text);
@@ -377,14 +378,16 @@ static enum status take_headers(struct call *c)
 {
     struct ctl *k = c->k;
     for (size_t i = 0; i < k->n_headers; i++) {
-        const char *colon = strchr(k->headers[i], ':');
-        size_t n = colon ? (size_t)(colon - k->headers[i]) : 0;
+        const char *text = k->headers[i].text;
+        char separator = k->headers[i].separator;
+        const char *at = strchr(text, separator);
+        size_t n = at ? (size_t)(at - text) : 0;
         if (n == 0 || n > RPC_METADATA_KEY_MAX ||
-            strspn(k->headers[i], "abcdefghijklmnopqrstuvwxyz0123456789_.-") != n)
-            return ctl_misused(k, "-H \"%s\" is not KEY:VALUE with a key of a-z 0-9 _ . -",
-                               k->headers[i]);
-        const char *value = colon + 1 + strspn(colon + 1, " ");
-        snprintf(c->keys[i], sizeof(c->keys[i]), "%.*s", (int)n, k->headers[i]);
+            strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789_.-") < n)
+            return ctl_misused(k, "\"%s\" is not KEY%cVALUE with a key of a-z 0-9 _ . -", text,
+                               separator);
+        const char *value = at + 1 + (separator == ':' ? strspn(at + 1, " ") : 0);
+        snprintf(c->keys[i], sizeof(c->keys[i]), "%.*s", (int)n, text);
         c->metadata[i] = (struct rpc_metadata){c->keys[i], value, strlen(value)};
     }
     return STATUS_OK;
@@ -583,8 +586,8 @@ static enum status cmd_call(struct ctl *k)
 }
 
 #define ALLOW_CALL                                                                                 \
-    (ALLOW(OPT_DATA) | ALLOW(OPT_HEADER) | ALLOW(OPT_ROUTE) | ALLOW(OPT_NODE) |                    \
-     ALLOW(OPT_DEADLINE) | ALLOW(OPT_KEY))
+    (ALLOW(OPT_DATA) | ALLOW(OPT_HEADER) | ALLOW(OPT_METADATA) | ALLOW(OPT_ROUTE) |                \
+     ALLOW(OPT_NODE) | ALLOW(OPT_DEADLINE) | ALLOW(OPT_KEY))
 static const struct command commands[] = {
     {"rpc ls", "[SERVICE]", 0, 1, ALLOW(OPT_NODE), CONNECTED, cmd_ls,
      "services, or the methods of one"},

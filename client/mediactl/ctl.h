@@ -51,6 +51,7 @@ enum option {
     OPT_SUBJECT,
     OPT_DATA,
     OPT_HEADER,
+    OPT_METADATA,
     OPT_ROUTE,
     OPT_NODE,
     OPT_DEADLINE,
@@ -112,7 +113,10 @@ struct ctl {
     char *args[64];
     size_t n_args;
     const char *opt[N_OPTIONS]; // value; "" for a flag that was given; NULL when not given
-    const char *headers[RPC_METADATA_MAX]; // each -H
+    struct {
+        const char *text;
+        char separator;          // between key and value
+    } headers[RPC_METADATA_MAX]; // each -H and --metadata
     size_t n_headers;
     int64_t timeout_ms; // 0: default
     char *state_dir;

@@ -42,6 +42,7 @@ const struct option_row option_rows[N_OPTIONS] = {
     [OPT_SUBJECT]         = {"--subject", "ID", "only events about this item, order or user"},
     [OPT_DATA]            = {"-d", "JSON", "the request in JSON, @FILE or - for standard input (else {}); streams: one a line"},
     [OPT_HEADER]          = {"-H", "KEY:VALUE", "metadata of the call; may be given several times"},
+    [OPT_METADATA]        = {"--metadata", "KEY=VALUE", "the same"},
     [OPT_ROUTE]           = {"--route", "NAME", "backend that is asked, where a method has several: an origin, an event topic"},
     [OPT_NODE]            = {"--node", "NODE", "ask this node (else the gateway)"},
     [OPT_DEADLINE]        = {"--deadline", "TIME", "when the call must have ended: 5s, 2m (else 15s, streams a day)"},
@@ -59,7 +60,7 @@ static void print_options(uint64_t set, FILE *f)
         if (!(set & ALLOW(i)))
             continue;
         const struct option_row *r = &option_rows[i];
-        fprintf(f, "  %-18s %-8s  %s\n", r->name, r->value ? r->value : "", r->help);
+        fprintf(f, "  %-18s %-9s  %s\n", r->name, r->value ? r->value : "", r->help);
     }
 }
 
@@ -123,6 +124,16 @@ static bool is_group(const char *word)
     return false;
 }
 
+static enum status take_header(struct ctl *k, size_t option, struct err *err)
+{
+    if (k->n_headers == N_ELEMENTS(k->headers))
+        return err_set(err, STATUS_INVALID_ARGUMENT, "%s more than %zu times",
+                       option_rows[option].name, N_ELEMENTS(k->headers));
+    k->headers[k->n_headers].text = k->opt[option];
+    k->headers[k->n_headers++].separator = option == OPT_HEADER ? ':' : '=';
+    return STATUS_OK;
+}
+
 // One option, with its value from the same word or the next. *ret_used: words taken.
 static enum status take_option(struct ctl *k, char **words, size_t n, size_t *ret_used,
                                struct err *err)
@@ -138,13 +149,8 @@ static enum status take_option(struct ctl *k, char **words, size_t n, size_t *re
         if (!r->value && equals)
             return err_set(err, STATUS_INVALID_ARGUMENT, "%s takes no value", r->name);
         k->opt[i] = !r->value ? "" : equals ? equals + 1 : words[1];
-        if (i == OPT_HEADER && k->n_headers == N_ELEMENTS(k->headers))
-            return err_set(err, STATUS_INVALID_ARGUMENT, "-H more than %zu times",
-                           N_ELEMENTS(k->headers));
-        if (i == OPT_HEADER)
-            k->headers[k->n_headers++] = k->opt[i];
         *ret_used = r->value && !equals ? 2 : 1;
-        return STATUS_OK;
+        return i == OPT_HEADER || i == OPT_METADATA ? take_header(k, i, err) : STATUS_OK;
     }
     return err_set(err, STATUS_INVALID_ARGUMENT, "unknown option %s", words[0]);
 }

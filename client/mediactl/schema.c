@@ -8,30 +8,12 @@ enum { MAX_LIST_BYTES = 4 << 20 };
 
 // ---------------------------------------------------------------- built in
 
-static const char *role_names[] = {
-    NULL,
-    "ANON",
-    "USER",
-    "CREATOR",
-    "ADMIN",
-    NULL,
-    NULL,
-    NULL,
-    "NODE_SESSION",
-    "NODE_ORCHESTRATOR",
-    "NODE_TRANSCODE",
-    "NODE_STORE",
-    "NODE_ORIGIN",
-    "NODE_GATEWAY",
-    "NODE_ADMIN",
-};
-
 static bool list_roles(struct arena *a, unsigned allow, Node__MethodInfo *m)
 {
-    m->allow = arena_array(a, N_ELEMENTS(role_names), sizeof(m->allow[0]));
-    for (size_t i = 0; m->allow && i < N_ELEMENTS(role_names); i++)
-        if (role_names[i] && allow & 1U << i)
-            m->allow[m->n_allow++] = client_str(role_names[i]);
+    m->allow = arena_array(a, 32, sizeof(m->allow[0]));
+    for (unsigned i = 0; m->allow && i < 32; i++)
+        if (allow & 1U << i && reflect_role_name(i))
+            m->allow[m->n_allow++] = client_str(reflect_role_name(i));
     return m->allow;
 }
 
@@ -108,9 +90,12 @@ enum status schema_open(struct schema *s, struct ctl *k)
     *s = (struct schema){.k = k, .node = k->opt[OPT_NODE]};
     enum status st = ask_list(s);
     // Somebody who has not logged in yet, or an older server: the methods known here.
-    if ((st == STATUS_UNAUTHENTICATED || st == STATUS_UNIMPLEMENTED) && !s->node)
-        st = open_builtin(s);
-    return st;
+    if ((st != STATUS_UNAUTHENTICATED && st != STATUS_UNIMPLEMENTED) || s->node)
+        return st;
+    fprintf(stderr, "mediactl: these are built-in descriptions: %s\n",
+            st == STATUS_UNAUTHENTICATED ? "the server tells its own to who has logged in"
+                                         : "the server tells none");
+    return open_builtin(s);
 }
 
 void schema_done(struct schema *s)

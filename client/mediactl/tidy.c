@@ -6,7 +6,7 @@
 
 #include "base/str.h"
 
-static void tidy_text(char *s)
+void ctl_tidy_text(char *s)
 {
     for (unsigned char *p = (unsigned char *)s; p && *p; p++) {
         bool c1 = p[0] == 0xc2 && p[1] >= 0x80 && p[1] <= 0x9f; // U+0080 to U+009F in UTF-8
@@ -20,7 +20,7 @@ static void tidy_text(char *s)
 static void tidy_value(const ProtobufCFieldDescriptor *f, void *value)
 {
     if (f->type == PROTOBUF_C_TYPE_STRING && *(char **)value != f->default_value)
-        tidy_text(*(char **)value);
+        ctl_tidy_text(*(char **)value);
     else if (f->type == PROTOBUF_C_TYPE_MESSAGE)
         ctl_tidy(*(ProtobufCMessage **)value);
 }

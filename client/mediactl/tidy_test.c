@@ -31,10 +31,20 @@ static void test_control_characters_of_all_texts_are_shown_as_question_marks(voi
     assert_string_equal(item.kind, "");
 }
 
+static void test_control_characters_of_one_text_too(void **state)
+{
+    (void)state;
+    char text[] = "// a\x1b]0;title\x07\nline";
+    ctl_tidy_text(text);
+    ctl_tidy_text(NULL);
+    assert_string_equal(text, "// a?]0;title?\nline");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_control_characters_of_all_texts_are_shown_as_question_marks),
+        cmocka_unit_test(test_control_characters_of_one_text_too),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -41,6 +41,12 @@ expect 4 'not logged in' --server "$nowhere" whoami
 expect 2 '' --timeout soon ls
 expect 1 'no terminal to ask' --server "$nowhere" login ada
 expect 2 'is not an amount' --server "$nowhere" upload --price 5 "$0"
+expect 2 '--metadata needs KEY=VALUE' rpc call Node.Info --metadata
+expect 2 'node ls does not take --metadata' node ls --metadata a=b
+expect 2 'usage: mediactl rpc call SERVICE.METHOD' rpc call
+expect 2 'usage: mediactl node health [NODE]' node health a b
+expect 6 '' --server "$nowhere" --timeout 2s rpc ls
+expect 0 'mediactl node channels' node channels --help
 expect 3 '' play 0192f3a0-0000-7000-8000-000000000001 --from-library "$out" --out "$out/x"
 for words in $("$ctl" --help | sed -n 's/^  \([a-z]* \{0,1\}[a-z]*\) .*/\1/p' | sed 's/ *$//; s/ /,/'); do
     expect 0 'usage: mediactl' $(echo "$words" | tr , ' ') --help
