@@ -44,3 +44,8 @@ enum status codec_probe(const struct codec_source *src, const struct codec_sink 
 enum status codec_encode(const struct codec_source *src, const struct media_plan *plan,
                          const struct media_task *task, const struct codec_sink *sink,
                          struct err *err) MUST_CHECK;
+// Make the pictures of an images task (media/image.h), each handed to sink->segment as segment 0 of
+// "rendition" enum media_image. One that the source has no picture for is left out.
+enum status codec_images(const struct codec_source *src, const struct media_plan *plan,
+                         const struct media_task *task, const struct codec_sink *sink,
+                         struct err *err) MUST_CHECK;

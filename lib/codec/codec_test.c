@@ -273,6 +273,102 @@ static void test_combs_of_interlaced_frames_are_blended(void **state)
     }
 }
 
+// ---- stills and covers ----
+
+struct images {
+    AVFrame *picture[MEDIA_N_IMAGES];
+};
+
+static enum status keep_image(void *ud, const struct media_segment_out *out, const void *bytes,
+                              size_t n, struct err *err)
+{
+    struct images *got = ud;
+    (void)err;
+    assert_true(out->rendition < MEDIA_N_IMAGES && !got->picture[out->rendition]);
+    assert_true(media_image_is_sane(bytes, n) && out->size == n);
+    AUTO(codec_context_free_p)
+    AVCodecContext *c = avcodec_alloc_context3(avcodec_find_decoder(AV_CODEC_ID_MJPEG));
+    AUTO(codec_packet_free_p) AVPacket *pkt = av_packet_alloc();
+    AVFrame *f = av_frame_alloc();
+    assert_true(c && pkt && f && avcodec_open2(c, NULL, NULL) == 0);
+    assert_int_equal(av_new_packet(pkt, (int)n), 0);
+    memcpy(pkt->data, bytes, n);
+    assert_int_equal(avcodec_send_packet(c, pkt), 0);
+    assert_int_equal(avcodec_receive_frame(c, f), 0);
+    got->picture[out->rendition] = f;
+    return STATUS_OK;
+}
+
+static void make_images(const struct codec_source *s, const struct media_plan *p,
+                        struct images *ret)
+{
+    struct media_task t = {.kind = MEDIA_TASK_IMAGES,
+                           .source_size = s->size,
+                           .threads = 1,
+                           .n_segments = 1,
+                           .n_renditions = MEDIA_N_IMAGES,
+                           .renditions = {MEDIA_IMAGE_POSTER, MEDIA_IMAGE_TILES}};
+    struct codec_sink sink = {.segment = keep_image, .ud = ret};
+    struct err err = ERR_INIT;
+    if (codec_images(s, p, &t, &sink, &err) != STATUS_OK)
+        fail_msg("%s", err.msg);
+}
+
+// Lightest and darkest of a part of the picture.
+static void range_of(const AVFrame *f, int x0, int y0, int w, int h, int *ret_min, int *ret_max)
+{
+    *ret_min = 255;
+    *ret_max = 0;
+    for (int y = y0; y < y0 + h; y++) {
+        for (int x = x0; x < x0 + w; x++) {
+            int v = f->data[0][(ptrdiff_t)y * f->linesize[0] + x];
+            *ret_min = v < *ret_min ? v : *ret_min;
+            *ret_max = v > *ret_max ? v : *ret_max;
+        }
+    }
+}
+
+static void test_films_have_a_poster_and_a_tile_for_each_part(void **state)
+{
+    (void)state;
+    static const char *const names[] = {
+        "video/phone_568x320_rot90_h264.mov", "video/screen_1024x768_vp8_37s.webm",
+        "video/bbb_1080p24_mpeg2_mp2.ts",     "video/face_160x120_mjpeg_pcm.avi",
+        "video/sar_2to1_640x360_h264.mp4",    "video/roofs_1080p_hevc10_hdr.mp4",
+    };
+    for (size_t i = 0; i < N_ELEMENTS(names); i++) {
+        struct codec_source s;
+        if (!open_media(names[i], &s))
+            skip();
+        AUTO(media_plan_free_p) struct media_plan *p = probe(&s);
+        struct images got = {{NULL}};
+        struct media_tiles l;
+        uint32_t w, h;
+        int darkest, lightest;
+        make_images(&s, p, &got);
+        media_poster_size(p->renditions[0].width, p->renditions[0].height, &w, &h);
+        const AVFrame *poster = got.picture[MEDIA_IMAGE_POSTER];
+        assert_non_null(poster);
+        assert_int_equal(poster->width, w);
+        assert_int_equal(poster->height, h);
+        range_of(poster, 0, 0, poster->width, poster->height, &darkest, &lightest);
+        assert_true(lightest - darkest > 60);
+        media_tiles_layout(p, &l);
+        const AVFrame *sheet = got.picture[MEDIA_IMAGE_TILES];
+        assert_int_equal(sheet != NULL, l.n > 0);
+        for (uint32_t k = 0; k < l.n; k++) {
+            assert_int_equal(sheet->width, l.columns * l.width);
+            assert_int_equal(sheet->height, l.rows * l.height);
+            range_of(sheet, (int)(k % l.columns * l.width), (int)(k / l.columns * l.height),
+                     (int)l.width, (int)l.height, &darkest, &lightest);
+            assert_true(lightest - darkest > 20); // not left black
+        }
+        for (int k = 0; k < MEDIA_N_IMAGES; k++)
+            av_frame_free(&got.picture[k]);
+        close(s.fd);
+    }
+}
+
 static void test_tasks_that_do_not_fit_the_plan_are_refused(void **state)
 {
     (void)state;
@@ -310,6 +406,7 @@ int main(void)
         cmocka_unit_test(test_lossless_sound_in_two_containers_gives_equal_segments),
         cmocka_unit_test(test_unusual_pictures_encode_onto_their_grid),
         cmocka_unit_test(test_combs_of_interlaced_frames_are_blended),
+        cmocka_unit_test(test_films_have_a_poster_and_a_tile_for_each_part),
         cmocka_unit_test(test_tasks_that_do_not_fit_the_plan_are_refused),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);

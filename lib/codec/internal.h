@@ -57,6 +57,7 @@ enum status codec_encoder_matches(const AVCodecContext *enc, const struct media_
 bool codec_put_nals(struct buf *b, const uint8_t *p, size_t n);
 
 // ---- picture.c: from decoded frames to a rung's picture ----
+int codec_frame_matrix(const AVFrame *f); // swscale's number of its colour matrix
 struct codec_scaler;
 // Scales from `from` (NULL: decoded frames, to be turned by `rotation`) to width x height yuv420p.
 struct codec_scaler *codec_scaler_new(uint32_t width, uint32_t height, int rotation);

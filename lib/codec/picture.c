@@ -54,7 +54,7 @@ static int plain_format(int f, int *range)
     return f;
 }
 
-static int matrix_of(const AVFrame *f)
+int codec_frame_matrix(const AVFrame *f)
 {
     switch (f->colorspace) {
     case AVCOL_SPC_BT709:
@@ -74,7 +74,7 @@ static int matrix_of(const AVFrame *f)
 static enum status set_up(struct codec_scaler *s, const AVFrame *in, int w, int h, struct err *err)
 {
     int range = in->color_range == AVCOL_RANGE_JPEG, format = plain_format(in->format, &range);
-    int space = matrix_of(in);
+    int space = codec_frame_matrix(in);
     if (s->sws && s->in_w == in->width && s->in_h == in->height && s->in_format == format &&
         s->in_range == range && s->in_space == space)
         return STATUS_OK;

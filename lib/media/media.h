@@ -4,6 +4,7 @@
 #include "media/cmaf.h"
 #include "media/dash.h"
 #include "media/decide.h"
+#include "media/image.h"
 #include "media/plan.h"
 #include "media/playlist.h"
 #include "media/sniff.h"

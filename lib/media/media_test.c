@@ -490,6 +490,64 @@ static void test_dash_manifest_is_golden(void **state)
     buf_done(&b);
 }
 
+// ---- pictures ----
+
+static void test_tiles_cover_the_film(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(225, true, 0);
+    struct media_tiles l;
+    struct buf b;
+    buf_init(&b, 1 << 16);
+    media_tiles_layout(p, &l);
+    assert_int_equal(l.n, 3);
+    assert_int_equal(l.columns, 3);
+    assert_int_equal(l.rows, 1);
+    assert_int_equal(l.width, 160);
+    assert_int_equal(l.height, 88);
+    assert_int_equal(media_tiles_index(p, "tiles.jpg", &b, NULL), STATUS_OK);
+    assert_string_equal(buf_str(&b), "WEBVTT\n\n"
+                                     "00:00:00.000 --> 00:00:02.000\n"
+                                     "tiles.jpg#xywh=0,0,160,88\n\n"
+                                     "00:00:02.000 --> 00:00:04.000\n"
+                                     "tiles.jpg#xywh=160,0,160,88\n\n"
+                                     "00:00:04.000 --> 00:00:09.000\n"
+                                     "tiles.jpg#xywh=320,0,160,88\n");
+    buf_done(&b);
+
+    AUTO(media_plan_free_p) struct media_plan *long_film = make_plan(60000, false, 0);
+    media_tiles_layout(long_film, &l);
+    assert_true(long_film->video.n_segments > 100);
+    assert_int_equal(l.n, 100);
+    assert_int_equal(l.rows, 10);
+    assert_int_equal(media_tile_segment(long_film, &l, 0), 0);
+    for (uint32_t k = 1; k < l.n; k++)
+        assert_true(media_tile_segment(long_film, &l, k) >
+                    media_tile_segment(long_film, &l, k - 1));
+    assert_true(media_tile_segment(long_film, &l, l.n - 1) < long_film->video.n_segments);
+}
+
+static void test_pictures_are_planned_where_there_is_something_to_show(void **state)
+{
+    (void)state;
+    uint32_t w, h;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(225, true, 0);
+    assert_true(media_image_is_planned(p, MEDIA_IMAGE_POSTER));
+    assert_int_equal(media_image_find("poster"), MEDIA_IMAGE_POSTER);
+    assert_int_equal(media_image_find("v480"), -1);
+    p->video.n_segments = 0; // a song
+    assert_false(media_image_is_planned(p, MEDIA_IMAGE_TILES));
+    assert_false(media_image_is_planned(p, MEDIA_IMAGE_POSTER));
+    p->source.tracks[p->source.n_tracks++] = (struct media_track){.type = MEDIA_TRACK_PICTURE};
+    assert_true(media_image_is_planned(p, MEDIA_IMAGE_POSTER));
+    media_poster_size(3840, 2160, &w, &h);
+    assert_true(w == 1280 && h == 720);
+    media_poster_size(1080, 1921, &w, &h);
+    assert_true(w == 718 && h == 1280);
+    media_poster_size(1, 1, &w, &h);
+    assert_true(w == 2 && h == 2);
+}
+
 // ---- CMAF ----
 
 static struct buf fragment(const struct media_plan *p, size_t rendition, size_t segment,
@@ -721,6 +779,8 @@ int main(void)
         cmocka_unit_test(test_rendition_playlist_is_golden),
         cmocka_unit_test(test_master_playlist_is_golden),
         cmocka_unit_test(test_dash_manifest_is_golden),
+        cmocka_unit_test(test_tiles_cover_the_film),
+        cmocka_unit_test(test_pictures_are_planned_where_there_is_something_to_show),
         cmocka_unit_test(test_fragments_of_all_segments_agree_with_the_plan),
         cmocka_unit_test(test_fragment_mutations_are_harmless),
         cmocka_unit_test(test_merged_file_has_both_tracks_and_no_negative_offset),

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/str.h"
+#include "media/image.h"
 
 #define MAX_THREADS 64
 
@@ -23,6 +24,15 @@ enum status media_task_encode(const struct media_task *t, struct buf *ret, struc
     return STATUS_OK;
 }
 
+static bool images_exist(const struct media_task *t)
+{
+    for (uint32_t i = 0; i < t->n_renditions; i++) {
+        if (t->renditions[i] >= MEDIA_N_IMAGES)
+            return false;
+    }
+    return true;
+}
+
 static bool task_is_sound(const struct media_task *t)
 {
     if (t->source_size <= 0 || t->threads < 1 || t->threads > MAX_THREADS)
@@ -36,6 +46,9 @@ static bool task_is_sound(const struct media_task *t)
     case MEDIA_TASK_CHUNK:
         return t->n_renditions >= 1 && t->n_segments >= 1 && t->n_segments <= MEDIA_MAX_SEGMENTS &&
                t->first_segment <= MEDIA_MAX_SEGMENTS && t->plan_len > 0;
+    case MEDIA_TASK_IMAGES:
+        return t->n_renditions >= 1 && t->n_segments == 1 && t->first_segment == 0 &&
+               t->plan_len > 0 && images_exist(t);
     }
     return false;
 }

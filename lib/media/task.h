@@ -23,7 +23,8 @@
 #define MEDIA_CHILD_SOURCE_FD 3
 #define MEDIA_CHILD_CONTROL_FD 4
 
-enum media_task_kind { MEDIA_TASK_PROBE = 1, MEDIA_TASK_CHUNK = 2 };
+// IMAGES: "renditions" are enum media_image, each of one "segment" of number 0, a JPEG.
+enum media_task_kind { MEDIA_TASK_PROBE = 1, MEDIA_TASK_CHUNK = 2, MEDIA_TASK_IMAGES = 3 };
 struct media_task {
     enum media_task_kind kind;
     int64_t source_size;
@@ -33,7 +34,7 @@ struct media_task {
     uint32_t n_segments;
     uint32_t n_renditions;
     uint8_t renditions[MEDIA_MAX_RENDITIONS]; // indices into the plan
-    const uint8_t *plan;                      // chunk: encoded plan, borrowed
+    const uint8_t *plan;                      // chunk, images: encoded plan, borrowed
     size_t plan_len;
 };
 enum status media_task_encode(const struct media_task *t, struct buf *ret,

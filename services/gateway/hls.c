@@ -1,8 +1,9 @@
-// Playlists, the DASH manifest and init segments: pure functions of the plan.
+// Playlists, the DASH manifest, the index of tiles and init segments: pure functions of the plan.
 #include <stdio.h>
 
 #include "gateway/internal.h"
 #include "media/dash.h"
+#include "media/image.h"
 #include "media/playlist.h"
 
 #define PLAYLIST_TYPE "application/vnd.apple.mpegurl"
@@ -41,6 +42,20 @@ static void manifest(struct http_request *r, struct gateway *g, struct edge_plan
     buf_init(&b, MAX_PLAYLIST_BYTES);
     enum status s = media_dash_manifest(p->plan, 0, 0, &b, &err);
     respond_playlist(r, p, MANIFEST_TYPE, s, &b, &err);
+}
+
+static void tiles_index(struct http_request *r, struct gateway *g, struct edge_plan *p)
+{
+    struct err err = ERR_INIT;
+    struct buf b;
+    (void)g;
+    if (!media_image_is_planned(p->plan, MEDIA_IMAGE_TILES)) {
+        http_respond_problem(r, STATUS_NOT_FOUND, "the item has no tiles", 0);
+        return;
+    }
+    buf_init(&b, MAX_PLAYLIST_BYTES);
+    enum status s = media_tiles_index(p->plan, "tiles.jpg", &b, &err);
+    respond_playlist(r, p, "text/vtt", s, &b, &err);
 }
 
 // The rendition that the address names; answers 404 and gives -1 when there is none.
@@ -106,4 +121,14 @@ void gateway_hls_init(struct http_request *r, void *gateway)
 void gateway_hls_segment(struct http_request *r, void *gateway)
 {
     gateway_with_plan(r, gateway, gateway_segment);
+}
+
+void gateway_picture(struct http_request *r, void *gateway)
+{
+    gateway_with_plan(r, gateway, gateway_image);
+}
+
+void gateway_tiles_index(struct http_request *r, void *gateway)
+{
+    gateway_with_plan(r, gateway, tiles_index);
 }

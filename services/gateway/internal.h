@@ -93,11 +93,14 @@ struct media_context { // what authorize leaves for media routes
     gateway_plan_fn next;
 };
 void gateway_segment(struct http_request *r, struct gateway *g, struct edge_plan *p);
+void gateway_image(struct http_request *r, struct gateway *g, struct edge_plan *p);
 void gateway_hls_master(struct http_request *r, void *gateway);
 void gateway_dash_manifest(struct http_request *r, void *gateway);
 void gateway_hls_rendition(struct http_request *r, void *gateway);
 void gateway_hls_init(struct http_request *r, void *gateway);
 void gateway_hls_segment(struct http_request *r, void *gateway);
+void gateway_picture(struct http_request *r, void *gateway); // route's data: its name
+void gateway_tiles_index(struct http_request *r, void *gateway);
 void gateway_file(struct http_request *r, void *gateway);
 void gateway_page(struct http_request *r, void *gateway);
 void gateway_asset(struct http_request *r, void *gateway);

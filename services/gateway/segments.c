@@ -1,5 +1,6 @@
-// A segment: cache, else ask the orchestrator where it is (which raises what is not made yet and
-// waits for it, costing no thread here), then read it from its origin on the pool and verify it.
+// A segment, or a picture of the item: cache, else ask the orchestrator where it is (which raises
+// what is not made yet and waits for it, costing no thread here), then read it from its origin on
+// the pool and verify it.
 #include <stdio.h>
 #include <string.h>
 
@@ -10,13 +11,14 @@
 #include "cauce/origin.rpc.h"
 #include "gateway/internal.h"
 #include "media/cmaf.h"
+#include "media/image.h"
 
 enum { READ_MS = 20000, RETRY_WITHIN_MS = 500, LOCATE_MARGIN_MS = 2000 };
 
 struct segment {
     struct edge_object base;
     char etag[OBJECT_HEX_SIZE];
-    bool is_audio;
+    const char *type; // MIME, static
     size_t len;
     uint8_t bytes[];
 };
@@ -25,7 +27,7 @@ struct segment_fetch {
     struct gateway *g;
     char key[EDGE_KEY_SIZE], item[37], rendition[16], route[CHAN_NODE_ID_SIZE];
     int32_t number;
-    bool is_audio;
+    const char *type;
     uint8_t digest[OBJECT_DIGEST_SIZE];
     int64_t size;
     struct rpc_trace trace; // of the request that came first
@@ -120,7 +122,7 @@ static enum status read_segment(struct segment_fetch *f, struct segment **ret, s
         return s;
     }
     seg->len = n;
-    seg->is_audio = f->is_audio;
+    seg->type = f->type;
     str_hex(seg->etag, digest, sizeof digest);
     *ret = seg;
     return STATUS_OK;
@@ -208,7 +210,7 @@ static void respond_segment(struct http_request *r, struct segment *seg)
 {
     edge_object_ref(&seg->base);
     http_respond(r, &(struct http_response){
-                        .type = seg->is_audio ? "audio/mp4" : "video/mp4",
+                        .type = seg->type,
                         .etag = seg->etag,
                         .cache_control = "private, max-age=86400, immutable",
                         .ranges = true,
@@ -228,24 +230,17 @@ static void segment_done(void *ud, enum status s, struct edge_object *o, const s
 }
 
 static struct segment_fetch *describe(struct http_request *r, struct gateway *g,
-                                      const struct edge_plan *p)
+                                      const struct edge_plan *p, const char *name, int64_t n,
+                                      const char *type)
 {
     const struct media_context *c = http_request_context(r);
-    const char *name = http_request_var(r, "rendition");
-    int rendition = media_plan_find(p->plan, name);
-    const struct media_grid *grid =
-        rendition < 0 ? NULL : media_rendition_grid(p->plan, (size_t)rendition);
-    int64_t n;
-    struct segment_fetch *f = NULL;
-    if (grid && str_parse_i64(http_request_var(r, "n"), 0, (int64_t)grid->n_segments - 1, &n,
-                              NULL) == STATUS_OK)
-        f = mem_alloc(sizeof *f);
+    struct segment_fetch *f = mem_alloc(sizeof *f);
     if (!f)
         return NULL;
     f->g = g;
     f->trace = gateway_trace_of(r);
     f->number = (int32_t)n;
-    f->is_audio = p->plan->renditions[rendition].kind == MEDIA_AUDIO;
+    f->type = type;
     (void)str_copy(f->item, sizeof f->item, c->claims.item);
     (void)str_copy(f->rendition, sizeof f->rendition, name);
     snprintf(f->key, sizeof f->key, "%s/%s/%lld/%s", f->item, f->rendition, (long long)n,
@@ -253,13 +248,13 @@ static struct segment_fetch *describe(struct http_request *r, struct gateway *g,
     return f;
 }
 
-void gateway_segment(struct http_request *r, struct gateway *g, struct edge_plan *p)
+// Takes over f; NULL: no memory.
+static void serve(struct http_request *r, struct gateway *g, struct segment_fetch *f)
 {
     struct edge_answer found;
     struct err err = ERR_INIT;
-    struct segment_fetch *f = describe(r, g, p);
     if (!f) {
-        http_respond_problem(r, STATUS_NOT_FOUND, "no such segment", 0);
+        http_respond_problem(r, STATUS_RESOURCE_EXHAUSTED, "out of memory", 2);
         return;
     }
     enum status s = edge_cache_get(g->segments, f->key, segment_done, r, &found, &err);
@@ -271,4 +266,30 @@ void gateway_segment(struct http_request *r, struct gateway *g, struct edge_plan
         respond_segment(r, (struct segment *)(void *)found.hit);
     edge_object_unref(found.hit);
     mem_free(f);
+}
+
+void gateway_segment(struct http_request *r, struct gateway *g, struct edge_plan *p)
+{
+    const char *name = http_request_var(r, "rendition");
+    int rendition = media_plan_find(p->plan, name);
+    const struct media_grid *grid =
+        rendition < 0 ? NULL : media_rendition_grid(p->plan, (size_t)rendition);
+    int64_t n;
+    if (!grid || str_parse_i64(http_request_var(r, "n"), 0, (int64_t)grid->n_segments - 1, &n,
+                               NULL) != STATUS_OK) {
+        http_respond_problem(r, STATUS_NOT_FOUND, "no such segment", 0);
+        return;
+    }
+    bool is_audio = p->plan->renditions[rendition].kind == MEDIA_AUDIO;
+    serve(r, g, describe(r, g, p, name, n, is_audio ? "audio/mp4" : "video/mp4"));
+}
+
+void gateway_image(struct http_request *r, struct gateway *g, struct edge_plan *p)
+{
+    const char *name = http_request_route(r)->data;
+    int which = media_image_find(name);
+    if (which < 0 || !media_image_is_planned(p->plan, (enum media_image)which))
+        http_respond_problem(r, STATUS_NOT_FOUND, "the item has no such picture", 0);
+    else
+        serve(r, g, describe(r, g, p, name, 0, "image/jpeg"));
 }

@@ -34,6 +34,7 @@
 
 enum orch_priority {
     ORCH_PRIO_REST = 100,
+    ORCH_PRIO_IMAGES = 350,
     ORCH_PRIO_AUDIO = 400,
     ORCH_PRIO_FIRST_TOP = 600, // first segment, the highest rung alone
     ORCH_PRIO_FIRST = 650,     // first segment, all other rungs
@@ -120,7 +121,7 @@ enum status commit_abort(struct orch *o, const char *upload_id, struct err *err)
 // ---- the queue (queue.c): all of it is judged by the database's clock ----
 struct queue_task {
     char id[UUID_SIZE], job[UUID_SIZE], item[UUID_SIZE];
-    char kind[8]; // probe, chunk, move
+    char kind[8]; // probe, chunk, move, images
     int64_t fence;
     int32_t attempt;
     int32_t priority;
@@ -128,6 +129,8 @@ struct queue_task {
     char renditions[256];
     int32_t first_segment, n_segments;
 };
+// Tasks of that kind are made from the plan.
+bool queue_is_planned(const char *kind);
 // Take the most urgent task; ret_found false when there is none, or the worker is in quarantine.
 //
 // away  origins that do not answer, "video-1,video-2": what needs them is left alone meanwhile, so
@@ -211,7 +214,8 @@ struct publish_result {
 // errors  NOT_FOUND; ABORTED: not the newest token; INVALID_ARGUMENT: does not agree with the plan
 enum status publish(struct orch *o, const struct publish_result *r, bool *ret_duplicate,
                     struct err *err) MUST_CHECK;
-// The ledger alone: exactly the task's (rendition, segment) pairs, each as the plan says.
+// The ledger alone: exactly the task's (rendition, segment) pairs, each as the plan says; of
+// pictures, some of those that were asked for.
 enum status publish_check(const struct media_plan *plan, const struct queue_task *t,
                           const struct publish_output *outputs, size_t n,
                           struct err *err) MUST_CHECK;
@@ -264,6 +268,9 @@ enum status items_get_planned(struct items *c, const char *id, struct item *ret,
 // Published segments [first, first + n) of a rendition into ret (n places).
 enum status items_segments(struct items *c, const char *id, const char *rendition, int32_t first,
                            int32_t n, struct item_segment *ret, struct err *err) MUST_CHECK;
+// Where an item keeps what is made of that rendition or picture (media/image.h), and of how many
+// segments it is; -1: the plan has none of that name.
+int items_place(const struct media_plan *p, const char *rendition, size_t *ret_n_segments);
 // How many segments of a rendition are published.
 int32_t items_n_ready(struct items *c, const char *id, const char *rendition);
 void items_changed(struct items *c, const char *id); // NULL: all may have

@@ -13,6 +13,7 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "base/time.h"
+#include "media/image.h"
 
 #define MAX_ITEMS 128
 #define AWAY_US                                                                                    \
@@ -58,7 +59,8 @@ void item_done(struct item *it)
     it->plan = NULL;
 }
 
-struct made { // segments of one rendition
+#define N_MADE (MEDIA_MAX_RENDITIONS + MEDIA_N_IMAGES)
+struct made { // segments of one rendition, or one picture
     struct item_segment *segments;
     size_t n;
     int32_t n_ready;
@@ -68,7 +70,7 @@ struct entry {
     struct list link; // items.entries, most recently used first
     char id[UUID_SIZE];
     struct item item;
-    struct made made[MEDIA_MAX_RENDITIONS]; // in the plan's order; allocated with the plan
+    struct made made[N_MADE]; // in the plan's order, then pictures; allocated with the plan
     int64_t last_output;
     uint64_t changes;   // counted by items_changed()
     uint64_t read_at;   // `changes` when it was read; fresh while both are equal
@@ -100,7 +102,7 @@ static void entry_free(struct entry *e)
     if (!e)
         return;
     item_done(&e->item);
-    for (size_t i = 0; i < MEDIA_MAX_RENDITIONS; i++)
+    for (size_t i = 0; i < N_MADE; i++)
         mem_free(e->made[i].segments);
     mem_free(e);
 }
@@ -164,18 +166,34 @@ static struct entry *use(struct items *c, const char *id)
 
 static void forget_segments(struct entry *e)
 {
-    for (size_t i = 0; i < MEDIA_MAX_RENDITIONS; i++) {
+    for (size_t i = 0; i < N_MADE; i++) {
         mem_free(e->made[i].segments);
         e->made[i] = (struct made){0};
     }
     e->last_output = 0;
 }
 
+int items_place(const struct media_plan *p, const char *rendition, size_t *ret_n_segments)
+{
+    int which = media_plan_find(p, rendition), image = media_image_find(rendition);
+    if (which >= 0) {
+        *ret_n_segments = media_rendition_grid(p, (size_t)which)->n_segments;
+        return which;
+    }
+    *ret_n_segments = 1;
+    return image >= 0 && media_image_is_planned(p, (enum media_image)image)
+               ? MEDIA_MAX_RENDITIONS + image
+               : -1;
+}
+
 static bool allocate_segments(struct entry *e)
 {
     const struct media_plan *p = e->item.plan->plan;
-    for (size_t i = 0; i < p->n_renditions; i++) {
-        size_t n = media_rendition_grid(p, i)->n_segments;
+    for (size_t i = 0; i < N_MADE; i++) {
+        bool image = i >= MEDIA_MAX_RENDITIONS;
+        if (!image && i >= p->n_renditions)
+            continue;
+        size_t n = image ? 1 : media_rendition_grid(p, i)->n_segments;
         e->made[i].segments = mem_array(n ? n : 1, sizeof(struct item_segment));
         if (!e->made[i].segments)
             return false;
@@ -207,8 +225,8 @@ static void merge_outputs(struct entry *e, const struct db_result *r)
 {
     for (size_t i = 0; i < db_result_n_rows(r); i++) {
         int64_t id = db_i64(r, i, 0);
-        int which = media_plan_find(e->item.plan->plan, db_text(r, i, 1));
-        size_t segment = (size_t)db_i64(r, i, 2), len = 0;
+        size_t segment = (size_t)db_i64(r, i, 2), len = 0, n_segments;
+        int which = items_place(e->item.plan->plan, db_text(r, i, 1), &n_segments);
         const uint8_t *digest = db_bytes(r, i, 3, &len);
         if (id > e->last_output)
             e->last_output = id;
@@ -369,9 +387,11 @@ enum status items_segments(struct items *c, const char *id, const char *renditio
 {
     pthread_mutex_lock(&c->lock);
     struct entry *e = NULL;
+    size_t n_segments;
     enum status s = get(c, id, &e, err);
-    int which =
-        s == STATUS_OK && e->item.plan ? media_plan_find(e->item.plan->plan, rendition) : -1;
+    int which = s == STATUS_OK && e->item.plan
+                    ? items_place(e->item.plan->plan, rendition, &n_segments)
+                    : -1;
     if (s == STATUS_OK && which < 0)
         s = err_set(err, STATUS_NOT_FOUND, "item %s has no rendition %.12s", id, rendition);
     for (int32_t i = 0; s == STATUS_OK && i < n; i++) {
@@ -387,7 +407,8 @@ int32_t items_n_ready(struct items *c, const char *id, const char *rendition)
 {
     pthread_mutex_lock(&c->lock);
     struct entry *e = find(c, id);
-    int which = e && e->item.plan ? media_plan_find(e->item.plan->plan, rendition) : -1;
+    size_t n_segments;
+    int which = e && e->item.plan ? items_place(e->item.plan->plan, rendition, &n_segments) : -1;
     int32_t n = which < 0 ? 0 : e->made[which].n_ready;
     pthread_mutex_unlock(&c->lock);
     return n;

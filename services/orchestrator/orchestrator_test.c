@@ -19,6 +19,7 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "crypto/crypto.h"
+#include "media/image.h"
 #include "orchestrator/test_plan.h"
 #include "support/pg.h"
 
@@ -485,6 +486,35 @@ static enum status complete_probe(int who, const Transcode__Task *t, uint32_t n_
     return s;
 }
 
+static Transcode__Output *output(struct arena *a, char *name, int32_t segment)
+{
+    Transcode__Output *o = arena_alloc(a, sizeof *o);
+    uint8_t *digests = arena_alloc(a, 64);
+    transcode__output__init(o);
+    crypto_blake2b(digests, 32, name, strlen(name), NULL, 0, NULL);
+    digests[0] = (uint8_t)segment;
+    o->rendition = name;
+    o->segment = segment;
+    o->digest = (ProtobufCBinaryData){.data = digests, .len = 32};
+    o->init_digest = (ProtobufCBinaryData){.data = digests + 32, .len = 32};
+    o->size = 1000 + segment;
+    return o;
+}
+
+static Transcode__Output *segment_output(struct arena *a, const struct media_plan *plan, char *name,
+                                         int32_t k)
+{
+    Transcode__Output *o = output(a, name, k);
+    size_t which = (size_t)media_plan_find(plan, name);
+    const struct media_rendition *r = &plan->renditions[which];
+    const struct media_segment *seg = &media_rendition_grid(plan, which)->segments[k];
+    crypto_blake2b(o->init_digest.data, 32, r->init, r->init_len, NULL, 0, NULL);
+    o->first_pts = seg->start;
+    o->samples = (int32_t)media_rendition_samples(plan, which, (size_t)k);
+    o->duration = r->kind == MEDIA_AUDIO ? (int64_t)o->samples * r->frame_samples : seg->duration;
+    return o;
+}
+
 // Exactly what the plan says; spoil changes the last output's duration.
 static enum status complete_chunk(int who, const Transcode__Task *t, int64_t spoil,
                                   bool *ret_duplicate, struct err *ret_err)
@@ -498,27 +528,10 @@ static enum status complete_chunk(int who, const Transcode__Task *t, int64_t spo
     req.fence = t->fence;
     req.outputs = arena_array(a, t->n_renditions * (size_t)t->n_segments, sizeof req.outputs[0]);
     for (size_t i = 0; i < t->n_renditions; i++) {
-        size_t which = (size_t)media_plan_find(plan, t->renditions[i]);
-        const struct media_rendition *r = &plan->renditions[which];
-        for (int32_t k = t->first_segment; k < t->first_segment + t->n_segments; k++) {
-            const struct media_segment *seg = &media_rendition_grid(plan, which)->segments[k];
-            Transcode__Output *o = arena_alloc(a, sizeof *o);
-            uint8_t *digests = arena_alloc(a, 64);
-            transcode__output__init(o);
-            crypto_blake2b(digests, 32, t->renditions[i], strlen(t->renditions[i]), NULL, 0, NULL);
-            digests[0] = (uint8_t)k;
-            crypto_blake2b(digests + 32, 32, r->init, r->init_len, NULL, 0, NULL);
-            o->rendition = t->renditions[i];
-            o->segment = k;
-            o->digest = (ProtobufCBinaryData){.data = digests, .len = 32};
-            o->init_digest = (ProtobufCBinaryData){.data = digests + 32, .len = 32};
-            o->size = 1000 + k;
-            o->first_pts = seg->start;
-            o->samples = (int32_t)media_rendition_samples(plan, which, (size_t)k);
-            o->duration =
-                r->kind == MEDIA_AUDIO ? (int64_t)o->samples * r->frame_samples : seg->duration;
-            req.outputs[req.n_outputs++] = o;
-        }
+        for (int32_t k = t->first_segment; k < t->first_segment + t->n_segments; k++)
+            req.outputs[req.n_outputs++] = t->kind == TRANSCODE__TASK_KIND__IMAGES
+                                               ? output(a, t->renditions[i], k)
+                                               : segment_output(a, plan, t->renditions[i], k);
     }
     req.outputs[req.n_outputs - 1]->duration += spoil;
     AUTO(rpc_message_free_p) Transcode__CompleteReply *reply = NULL;
@@ -728,6 +741,8 @@ static void test_whole_job_from_probe_to_ready(void **state)
     size_t n = 0;
     for (size_t i = 0; i < plan->n_renditions; i++)
         n += media_rendition_grid(plan, i)->n_segments;
+    for (int i = 0; i < MEDIA_N_IMAGES; i++)
+        n += media_image_is_planned(plan, (enum media_image)i);
     media_plan_free(plan);
     assert_int_equal(job->n_outputs, n);
     assert_int_equal(job->outputs[0]->digest.len, 32);
@@ -736,6 +751,74 @@ static void test_whole_job_from_probe_to_ready(void **state)
              " 'item.planned%item.playable%job.done' FROM orchestrator.event"
              " WHERE topic = 'transcode' AND kind <> 'task.progress' AND subject = $1::text",
              u.item);
+}
+
+// Waits for what the item's film is made of to be out of the way.
+static Transcode__LeaseReply *lease_images(void)
+{
+    for (int i = 0; i < 100; i++) {
+        Transcode__LeaseReply *l = lease(0, 1, 5000);
+        assert_int_equal(l->n_tasks, 1);
+        if (l->tasks[0]->kind == TRANSCODE__TASK_KIND__IMAGES)
+            return l;
+        must(complete_chunk(0, l->tasks[0], 0, NULL, &err));
+        rpc_message_free(l);
+    }
+    fail_msg("no task of images");
+    return NULL;
+}
+
+static enum status complete_images(const Transcode__Task *t, Transcode__Output **outputs, size_t n,
+                                   struct err *ret_err)
+{
+    Transcode__CompleteRequest req;
+    transcode__complete_request__init(&req);
+    req.task_id = t->task_id;
+    req.fence = t->fence;
+    req.outputs = outputs;
+    req.n_outputs = n;
+    AUTO(rpc_message_free_p) Transcode__CompleteReply *reply = NULL;
+    return transcode_work_complete(w.as_worker[0], NULL, &req, &reply, ret_err);
+}
+
+static void test_pictures_are_published_as_far_as_there_are_any(void **state)
+{
+    (void)state;
+    struct upload u;
+    char poster[] = "poster", tiles[] = "tiles", other[] = "v480";
+    committed_film(&u);
+    plan_film(750);
+    AUTO(rpc_message_free_p) Transcode__LeaseReply *l = lease_images();
+    const Transcode__Task *t = l->tasks[0];
+    assert_int_equal(t->n_renditions, 2);
+    assert_true(t->plan.len > 0);
+    AUTO(arena_free_p) struct arena *a = arena_new(1 << 16);
+    Transcode__Output *twice[] = {output(a, poster, 0), output(a, poster, 0)};
+    must_fail(STATUS_INVALID_ARGUMENT, complete_images(t, twice, 2, &err));
+    Transcode__Output *late = output(a, tiles, 1), *strange = output(a, other, 0);
+    must_fail(STATUS_INVALID_ARGUMENT, complete_images(t, &late, 1, &err));
+    must_fail(STATUS_INVALID_ARGUMENT, complete_images(t, &strange, 1, &err));
+    Transcode__Output *large = output(a, tiles, 0);
+    large->size = MEDIA_MAX_IMAGE_BYTES + 1;
+    must_fail(STATUS_INVALID_ARGUMENT, complete_images(t, &large, 1, &err));
+    Transcode__Output *good = output(a, poster, 0); // the source had nothing for the other
+    must(complete_images(t, &good, 1, &err));
+
+    AUTO(rpc_message_free_p) Orchestrator__LocateReply *found = NULL;
+    Orchestrator__LocateRequest req;
+    orchestrator__locate_request__init(&req);
+    req.item_id = u.item;
+    req.rendition = poster;
+    req.count = 1;
+    must(orchestrator_playback_locate(w.as_gateway, NULL, &req, &found, &err));
+    assert_int_equal(found->n_segments, 1);
+    assert_int_equal(found->segments[0]->object->size, 1000);
+    req.rendition = tiles;
+    rpc_message_free(TAKE(found));
+    must_fail(STATUS_DEADLINE_EXCEEDED,
+              orchestrator_playback_locate(w.as_gateway, NULL, &req, &found, &err));
+    do_all_chunks();
+    wait_for("SELECT state = 'ready' FROM orchestrator.item WHERE id = $1::uuid", u.item);
 }
 
 static void test_results_that_disagree_with_the_plan_are_refused(void **state)
@@ -1094,6 +1177,7 @@ int main(void)
         TEST(test_commit_that_was_cut_off_is_finished_by_the_sweeper),
         TEST(test_abort_drops_the_upload_at_its_origin),
         TEST(test_whole_job_from_probe_to_ready),
+        TEST(test_pictures_are_published_as_far_as_there_are_any),
         TEST(test_results_that_disagree_with_the_plan_are_refused),
         TEST(test_old_token_publishes_nothing),
         TEST(test_concurrent_completes_publish_once),

@@ -10,6 +10,7 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "media/decide.h"
+#include "media/image.h"
 
 #define CHECK_MS 5000
 #define MAX_LOCATE 1000
@@ -149,6 +150,23 @@ static enum status fill_renditions(struct orch *o, struct arena *a, const struct
     return STATUS_OK;
 }
 
+// Where things are on the gateway.
+static bool fill_addresses(struct arena *a, const struct item *it, const char *token,
+                           Orchestrator__OpenReply *ret)
+{
+    const struct media_plan *plan = it->plan->plan;
+    const char *base = arena_printf(a, "/hls/%s/%s", token, it->id);
+    if (!base)
+        return false;
+    ret->master_url = arena_printf(a, "%s/master.m3u8", base);
+    ret->dash_url = arena_printf(a, "%s/manifest.mpd", base);
+    if (media_image_is_planned(plan, MEDIA_IMAGE_POSTER))
+        ret->poster_url = arena_printf(a, "%s/poster.jpg", base);
+    if (media_image_is_planned(plan, MEDIA_IMAGE_TILES))
+        ret->tiles_url = arena_printf(a, "%s/tiles.vtt", base);
+    return ret->master_url && ret->dash_url && ret->poster_url && ret->tiles_url;
+}
+
 static enum status open_(struct rpc_call *call, const Orchestrator__OpenRequest *req,
                          Orchestrator__OpenReply *ret, struct err *err)
 {
@@ -177,12 +195,11 @@ static enum status open_(struct rpc_call *call, const Orchestrator__OpenRequest 
     if (right->expires)
         ret->token_expires = orch_timestamp(a, right->expires->seconds * 1000000);
     ret->plan = orch_bytes(a, it.plan->bytes, it.plan->len);
-    ret->master_url = arena_printf(a, "/hls/%s/%s/master.m3u8", right->media_token, it.id);
-    ret->dash_url = arena_printf(a, "/hls/%s/%s/manifest.mpd", right->media_token, it.id);
     ret->title = orch_str(a, right->item && *right->item->title ? right->item->title : it.title);
     ret->duration_us = it.duration_us;
     ret->complete = str_eq(it.state, "ready");
-    return ret->master_url && ret->dash_url && ret->plan.data ? STATUS_OK : no_memory(err);
+    return fill_addresses(a, &it, ret->media_token, ret) && ret->plan.data ? STATUS_OK
+                                                                           : no_memory(err);
 }
 
 // ---------------------------------------------------------------- Plan
@@ -318,11 +335,11 @@ static enum status check_range(const struct item *it, const Orchestrator__Locate
                                int32_t *ret_count, struct err *err)
 {
     const struct media_plan *plan = it->plan->plan;
-    int which = media_plan_find(plan, req->rendition);
-    if (which < 0)
+    size_t n_segments;
+    if (items_place(plan, req->rendition, &n_segments) < 0)
         return err_set(err, STATUS_NOT_FOUND, "item %s has no rendition %.12s", it->id,
                        req->rendition);
-    int64_t n = (int64_t)media_rendition_grid(plan, (size_t)which)->n_segments;
+    int64_t n = (int64_t)n_segments;
     if (req->first < 0 || req->first >= n || req->count < 1 || req->count > MAX_LOCATE)
         return err_set(err, STATUS_OUT_OF_RANGE, "segments %d + %d of %lld", req->first, req->count,
                        (long long)n);

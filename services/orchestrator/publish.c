@@ -13,6 +13,7 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "crypto/crypto.h"
+#include "media/image.h"
 
 // The longest run of video that one task makes, so that a late seek does not wait for more.
 #define TASK_VIDEO_US (INT64_C(8) * 1000000)
@@ -71,9 +72,29 @@ static enum status check_one(const struct media_plan *plan, const struct publish
     return STATUS_OK;
 }
 
+static enum status check_images(const struct queue_task *t, const struct publish_output *outputs,
+                                size_t n, struct err *err)
+{
+    bool seen[MEDIA_N_IMAGES] = {false};
+    for (size_t i = 0; i < n; i++) {
+        const struct publish_output *o = &outputs[i];
+        int which = media_image_find(o->rendition);
+        if (which < 0 || place_of(t->renditions, o->rendition) < 0 || o->segment != 0)
+            return err_set(err, STATUS_INVALID_ARGUMENT, "%.12s/%d is not of this task",
+                           o->rendition, o->segment);
+        if (seen[which] || o->size <= 0 || o->size > MEDIA_MAX_IMAGE_BYTES)
+            return err_set(err, STATUS_INVALID_ARGUMENT, "%s comes twice, or has %lld bytes",
+                           o->rendition, (long long)o->size);
+        seen[which] = true;
+    }
+    return STATUS_OK;
+}
+
 enum status publish_check(const struct media_plan *plan, const struct queue_task *t,
                           const struct publish_output *outputs, size_t n, struct err *err)
 {
+    if (str_eq(t->kind, "images"))
+        return check_images(t, outputs, n, err);
     size_t n_segments = (size_t)t->n_segments, n_renditions = list_len(t->renditions);
     if (n != n_segments * n_renditions)
         return err_set(err, STATUS_INVALID_ARGUMENT, "%zu segments where the task has %zu", n,
@@ -255,6 +276,23 @@ static enum status store_plan(struct db_conn *c, const struct publication *p,
     return s;
 }
 
+// Poster and tiles, when the item has any: one task, after what play begins with.
+static enum status insert_images(struct db_conn *c, const struct publication *p,
+                                 const struct queue_task *t, size_t position, struct err *err)
+{
+    struct publish_task images = {.n_segments = 1, .priority = ORCH_PRIO_IMAGES};
+    for (int i = 0; i < MEDIA_N_IMAGES; i++) {
+        size_t len = strlen(images.renditions);
+        if (media_image_is_planned(p->plan, (enum media_image)i))
+            snprintf(images.renditions + len, sizeof images.renditions - len, "%s%s",
+                     len ? "," : "", media_image_name((enum media_image)i));
+    }
+    if (!*images.renditions)
+        return STATUS_OK;
+    return insert_task(c, t, "images", p->move_to ? "blocked" : "available", position, "", &images,
+                       err);
+}
+
 static enum status publish_plan(struct db_conn *c, const struct publication *p,
                                 const struct queue_task *t, struct err *err)
 {
@@ -267,6 +305,8 @@ static enum status publish_plan(struct db_conn *c, const struct publication *p,
     for (size_t i = 0; s == STATUS_OK && i < p->n_tasks; i++)
         s = insert_task(c, t, "chunk", p->move_to ? "blocked" : "available", position++, "",
                         &p->tasks[i], err);
+    if (s == STATUS_OK)
+        s = insert_images(c, p, t, position, err);
     if (s != STATUS_OK)
         return s;
     struct buf json;
@@ -392,8 +432,8 @@ static enum status become_done(struct db_conn *c, const struct publication *p,
     return tell(c, t, "job.done", p->owner, &json, err);
 }
 
-static enum status publish_chunk(struct db_conn *c, const struct publication *p,
-                                 const struct queue_hold *h, struct err *err)
+static enum status publish_made(struct db_conn *c, const struct publication *p,
+                                const struct queue_hold *h, struct err *err)
 {
     enum status s = publish_check(p->plan, &h->task, p->r->outputs, p->r->n_outputs, err);
     for (size_t i = 0; s == STATUS_OK && i < p->r->n_outputs; i++)
@@ -428,18 +468,18 @@ static enum status publish_tx(struct db_conn *c, void *ud, struct err *err)
         return s;
     const struct queue_task *t = &h.task;
     // queue_done() locks the worker's row, which comes before the event topic's.
-    bool chunk = str_eq(t->kind, "chunk");
-    if (chunk)
-        s = publish_chunk(c, p, &h, err);
+    bool made = queue_is_planned(t->kind);
+    if (made)
+        s = publish_made(c, p, &h, err);
     if (s == STATUS_OK)
         s = queue_done(c, p->r->worker, &h, &p->r->seconds, err);
     if (s == STATUS_OK && str_eq(t->kind, "move"))
         s = publish_move(c, t, err);
     if (s == STATUS_OK && str_eq(t->kind, "probe"))
         s = publish_plan(c, p, t, err);
-    if (s == STATUS_OK && !chunk)
+    if (s == STATUS_OK && !made)
         s = queue_notify(c, ORCH_TASK_CHANNEL, "", err);
-    if (s == STATUS_OK && chunk)
+    if (s == STATUS_OK && made)
         s = become_playable(c, p, t, err);
     if (s == STATUS_OK)
         s = become_done(c, p, t, err);
@@ -490,7 +530,7 @@ static enum status prepare(struct orch *o, struct publication *p, const struct i
 {
     if (str_eq(p->expect_kind, "move"))
         return check_moved(o, it, target, err);
-    if (str_eq(p->expect_kind, "chunk")) {
+    if (queue_is_planned(p->expect_kind)) {
         p->plan = it->plan->plan;
         return STATUS_OK;
     }
@@ -520,7 +560,7 @@ enum status publish(struct orch *o, const struct publish_result *r, bool *ret_du
     if (db_result_n_rows(row) == 0)
         return err_set(err, STATUS_NOT_FOUND, "no task %s", r->task);
     AUTO(item_done) struct item it = {0};
-    bool planned = str_eq(db_text(row, 0, 1), "chunk");
+    bool planned = queue_is_planned(db_text(row, 0, 1));
     s = planned ? items_get_planned(o->items, db_text(row, 0, 0), &it, err)
                 : items_get(o->items, db_text(row, 0, 0), &it, err);
     if (s != STATUS_OK)

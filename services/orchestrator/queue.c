@@ -187,6 +187,11 @@ static enum status lock_task(struct db_conn *c, const char *task, struct db_resu
     return STATUS_OK;
 }
 
+bool queue_is_planned(const char *kind)
+{
+    return str_eq(kind, "chunk") || str_eq(kind, "images");
+}
+
 static enum status stale(struct err *err, const char *task, int64_t fence)
 {
     return err_set(err, STATUS_ABORTED, "task %s: token %lld is no longer the newest", task,
@@ -520,7 +525,7 @@ static enum status retry_tx(struct db_conn *c, void *ud, struct err *err)
     const char *item = db_text(r, 0, 3);
     static const char *const steps[] = {
         // What waits for a move waits again.
-        ("UPDATE orchestrator.task t SET state = CASE WHEN kind = 'chunk' AND EXISTS ("
+        ("UPDATE orchestrator.task t SET state = CASE WHEN kind IN ('chunk', 'images') AND EXISTS ("
          "    SELECT FROM orchestrator.task m WHERE m.job = t.job AND m.kind = 'move'"
          "    AND m.state <> 'done') THEN 'blocked' ELSE 'available' END,"
          "  attempts = 0, crashes = 0, worker = '', error = '', finished = NULL "

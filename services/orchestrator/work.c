@@ -79,18 +79,19 @@ static bool split_list(struct arena *a, const char *list, size_t *ret_n, char **
 
 static Transcode__TaskKind task_kind(const char *kind)
 {
-    return str_eq(kind, "probe")   ? TRANSCODE__TASK_KIND__PROBE
-           : str_eq(kind, "chunk") ? TRANSCODE__TASK_KIND__CHUNK
-                                   : TRANSCODE__TASK_KIND__MOVE;
+    return str_eq(kind, "probe")    ? TRANSCODE__TASK_KIND__PROBE
+           : str_eq(kind, "chunk")  ? TRANSCODE__TASK_KIND__CHUNK
+           : str_eq(kind, "images") ? TRANSCODE__TASK_KIND__IMAGES
+                                    : TRANSCODE__TASK_KIND__MOVE;
 }
 
 static enum status describe(struct orch *o, struct arena *a, const struct queue_task *q,
                             Transcode__Task **ret, struct err *err)
 {
     AUTO(item_done) struct item it = {0};
-    bool chunk = str_eq(q->kind, "chunk");
-    enum status s = chunk ? items_get_planned(o->items, q->item, &it, err)
-                          : items_get(o->items, q->item, &it, err);
+    bool planned = queue_is_planned(q->kind);
+    enum status s = planned ? items_get_planned(o->items, q->item, &it, err)
+                            : items_get(o->items, q->item, &it, err);
     if (s != STATUS_OK)
         return s;
     const struct svc_node *source = orch_origin_node(o, it.route);
@@ -114,14 +115,14 @@ static enum status describe(struct orch *o, struct arena *a, const struct queue_
     t->n_source_origins = 1;
     from[0] = endpoint(a, source);
     t->target_origin = endpoint(a, target);
-    if (chunk)
+    if (planned)
         t->plan = orch_bytes(a, it.plan->bytes, it.plan->len);
     bool listed = split_list(a, q->renditions, &t->n_renditions, &t->renditions);
     t->first_segment = q->first_segment;
     t->n_segments = q->n_segments;
     t->lease_ms = ORCH_LEASE_MS;
     t->urgent = q->priority >= ORCH_PRIO_NEXT;
-    if (!from[0] || !t->target_origin || !listed || (chunk && !t->plan.data) ||
+    if (!from[0] || !t->target_origin || !listed || (planned && !t->plan.data) ||
         !t->source_digest.data)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "lease: out of memory");
     *ret = t;

@@ -19,6 +19,7 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "media/cmaf.h"
+#include "media/image.h"
 
 #define DEFAULT_STALL_MS 10000
 #define SEND_TIMEOUT_S 10
@@ -217,7 +218,7 @@ static void on_read(struct child *c, int64_t offset, int64_t len)
 static uint8_t *seen_mark(struct child *c, const struct media_segment_out *o)
 {
     const struct media_task *t = c->job->task;
-    if (t->kind != MEDIA_TASK_CHUNK || o->segment < t->first_segment ||
+    if (t->kind == MEDIA_TASK_PROBE || o->segment < t->first_segment ||
         o->segment - t->first_segment >= t->n_segments)
         return NULL;
     for (uint32_t i = 0; i < t->n_renditions; i++)
@@ -226,19 +227,38 @@ static uint8_t *seen_mark(struct child *c, const struct media_segment_out *o)
     return NULL;
 }
 
-static void finish_segment(struct child *c)
+static bool check_image(struct child *c)
+{
+    if (!media_image_is_sane(c->body.data, c->body.len)) {
+        nonsense(c, "a picture that is no JPEG");
+        return false;
+    }
+    c->out.first_pts = c->out.duration = 0;
+    c->out.samples = c->out.repeated = c->out.dropped = 0;
+    return true;
+}
+
+static bool check_segment(struct child *c)
 {
     struct err err = ERR_INIT;
     struct media_fragment f;
     if (media_cmaf_check(c->job->plan, c->out.rendition, c->out.segment, c->body.data, c->body.len,
                          &f, &err) != STATUS_OK) {
         nonsense(c, err.msg);
-        return;
+        return false;
     }
     // The ledger comes from the boxes, not from what was said about them.
     c->out.first_pts = f.first_pts;
     c->out.duration = f.duration;
     c->out.samples = f.n_samples;
+    return true;
+}
+
+static void finish_segment(struct child *c)
+{
+    struct err err = ERR_INIT;
+    if (!(c->job->task->kind == MEDIA_TASK_IMAGES ? check_image(c) : check_segment(c)))
+        return;
     *seen_mark(c, &c->out) = 1;
     c->n_seen++;
     enum status s = c->job->segment(c->job->ud, &c->out, c->body.data, c->body.len, &err);
@@ -432,8 +452,15 @@ static void judge_signal(struct child *c, int sig)
 static bool is_complete(const struct child *c)
 {
     const struct media_task *t = c->job->task;
-    return t->kind == MEDIA_TASK_PROBE ? c->ret->plan_bytes != NULL
-                                       : c->n_seen == t->n_renditions * t->n_segments;
+    switch (t->kind) {
+    case MEDIA_TASK_PROBE:
+        return c->ret->plan_bytes != NULL;
+    case MEDIA_TASK_CHUNK:
+        return c->n_seen == t->n_renditions * t->n_segments;
+    case MEDIA_TASK_IMAGES:
+        return true; // what the source has no picture for is left out
+    }
+    return false;
 }
 
 static void judge(struct child *c)

@@ -20,8 +20,9 @@ struct child_job {
     // Exactly len bytes of the source at offset into dst. May block; its time does not count as a
     // stall. A failure ends the job with CHILD_SOURCE and this status.
     enum status (*fetch)(void *ud, int64_t offset, size_t len, void *dst, struct err *err);
-    // A finished segment that agrees with the plan. Bytes are borrowed for the call. A failure ends
-    // the job with CHILD_SINK and this status. NULL for probes.
+    // A finished segment that agrees with the plan, or a picture (rendition: enum media_image).
+    // Bytes are borrowed for the call. A failure ends the job with CHILD_SINK and this status. NULL
+    // for probes.
     enum status (*segment)(void *ud, const struct media_segment_out *out, const void *bytes,
                            size_t n, struct err *err);
     void (*progress)(void *ud, int64_t done, int64_t total); // may be NULL

@@ -10,6 +10,7 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "crypto/crypto.h"
+#include "media/image.h"
 #include "media/task.h"
 #include "transcode/child.h"
 
@@ -74,7 +75,7 @@ struct work { // what the callbacks share
     struct arena *arena;
     struct source *source;
     struct sink *sink;
-    struct media_plan *plan; // chunk
+    struct media_plan *plan; // chunk, images
     Transcode__CompleteRequest *ret;
     size_t max_outputs;
 };
@@ -164,14 +165,15 @@ static void probe(struct work *w, struct run_verdict *v)
     child_result_done(&c);
 }
 
-// ---------------------------------------------------------------- chunk
+// ---------------------------------------------------------------- chunk, images
 
 static enum status on_segment(void *ud, const struct media_segment_out *out, const void *bytes,
                               size_t n, struct err *err)
 {
     struct work *w = ud;
     Transcode__CompleteRequest *ret = w->ret;
-    const struct media_rendition *r = &w->plan->renditions[out->rendition];
+    bool image = w->run->task->kind == TRANSCODE__TASK_KIND__IMAGES;
+    const struct media_rendition *r = image ? NULL : &w->plan->renditions[out->rendition];
     Transcode__Output *o = arena_alloc(w->arena, sizeof *o);
     uint8_t *digests = arena_alloc(w->arena, 2 * OBJECT_DIGEST_SIZE);
     if (!o || !digests || ret->n_outputs == w->max_outputs)
@@ -180,9 +182,10 @@ static enum status on_segment(void *ud, const struct media_segment_out *out, con
     enum status s = sink_put(w->sink, bytes, n, digests, err);
     if (s != STATUS_OK)
         return s;
-    crypto_blake2b(digests + OBJECT_DIGEST_SIZE, OBJECT_DIGEST_SIZE, r->init, r->init_len, NULL, 0,
-                   NULL);
-    o->rendition = arena_strdup(w->arena, r->id);
+    crypto_blake2b(digests + OBJECT_DIGEST_SIZE, OBJECT_DIGEST_SIZE, r ? r->init : NULL,
+                   r ? r->init_len : 0, NULL, 0, NULL);
+    o->rendition =
+        arena_strdup(w->arena, r ? r->id : media_image_name((enum media_image)out->rendition));
     if (!o->rendition)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "segment: out of memory");
     o->segment = (int32_t)out->segment;
@@ -199,16 +202,17 @@ static enum status on_segment(void *ud, const struct media_segment_out *out, con
     return STATUS_OK;
 }
 
-static enum status make_chunk_task(struct work *w, struct media_task *ret, struct err *err)
+static enum status make_task(struct work *w, struct media_task *ret, struct err *err)
 {
     const Transcode__Task *t = w->run->task;
+    bool images = t->kind == TRANSCODE__TASK_KIND__IMAGES;
     enum status s = media_plan_decode(t->plan.data, t->plan.len, &w->plan, err);
     if (s != STATUS_OK)
         return err_wrap(err, s, "plan of the task");
     bool bad = t->first_segment < 0 || t->n_segments < 1 || t->n_renditions < 1 ||
                t->n_renditions > MEDIA_MAX_RENDITIONS;
     *ret = (struct media_task){
-        .kind = MEDIA_TASK_CHUNK,
+        .kind = images ? MEDIA_TASK_IMAGES : MEDIA_TASK_CHUNK,
         .source_size = t->source_size,
         .threads = w->run->threads,
         .window_blocks = window_blocks(w->run),
@@ -218,7 +222,8 @@ static enum status make_chunk_task(struct work *w, struct media_task *ret, struc
         .plan_len = t->plan.len,
     };
     for (size_t i = 0; !bad && i < t->n_renditions; i++) {
-        int which = media_plan_find(w->plan, t->renditions[i]);
+        int which = images ? media_image_find(t->renditions[i])
+                           : media_plan_find(w->plan, t->renditions[i]);
         bad = which < 0;
         ret->renditions[ret->n_renditions++] = (uint8_t)which;
     }
@@ -230,11 +235,19 @@ static enum status make_chunk_task(struct work *w, struct media_task *ret, struc
                            : err_set(err, STATUS_RESOURCE_EXHAUSTED, "task: out of memory");
 }
 
-static void chunk(struct work *w, struct run_verdict *v)
+// A film plays without its poster: what a decoder makes of its pictures alone does not spoil it.
+static bool goes_without(const struct work *w, const struct child_result *c)
+{
+    return w->run->task->kind == TRANSCODE__TASK_KIND__IMAGES &&
+           (c->outcome == CHILD_REJECTED || c->outcome == CHILD_CRASH ||
+            c->outcome == CHILD_LIMIT || c->outcome == CHILD_TIMEOUT);
+}
+
+static void make(struct work *w, struct run_verdict *v)
 {
     struct err err = ERR_INIT;
     struct media_task task;
-    enum status s = make_chunk_task(w, &task, &err);
+    enum status s = make_task(w, &task, &err);
     if (s == STATUS_OK)
         s = sink_open(w->run, &w->sink, &err);
     if (s != STATUS_OK) {
@@ -243,7 +256,11 @@ static void chunk(struct work *w, struct run_verdict *v)
     }
     struct child_result c = {0};
     run_child(w, &task, CHUNK_MS, true, &c);
-    judge(w, &c, v);
+    if (goes_without(w, &c))
+        log_warn(w->run->env->log, "images_left_out", F_STR("item", w->run->task->item_id),
+                 F_STR("why", c.text));
+    else
+        judge(w, &c, v);
     child_result_done(&c);
     if (v->class != TRANSCODE__FAIL_CLASS__FAIL_CLASS_UNSPECIFIED)
         return;
@@ -321,7 +338,8 @@ static void do_task(struct work *w, struct run_verdict *v)
         probe(w, v);
         break;
     case TRANSCODE__TASK_KIND__CHUNK:
-        chunk(w, v);
+    case TRANSCODE__TASK_KIND__IMAGES:
+        make(w, v);
         break;
     case TRANSCODE__TASK_KIND__MOVE:
         move(w, v);

@@ -21,7 +21,7 @@ class Access(PlatformTest):
         cls.other_play = cls.request(f"/api/v1/items/{cls.free}/play", cls.tokens["other"], {}).json()
 
     def media_paths(self, token, item):
-        names = ("master.m3u8", "manifest.mpd", "v240.m3u8", "v240/init.mp4", "v240/0.m4s")
+        names = ("master.m3u8", "manifest.mpd", "poster.jpg", "v240.m3u8", "v240/init.mp4", "v240/0.m4s")
         return [f"/hls/{token}/{item}/{p}" for p in names] + [f"/file/{token}/{item}"]
 
     def test_media_routes_need_the_items_own_token(self):

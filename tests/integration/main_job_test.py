@@ -104,6 +104,20 @@ class MainJob(PlatformTest):
         sound = ffprobe(url, "-select_streams", "a", "-show_streams")["streams"]
         self.assertEqual([s["codec_name"] for s in sound], ["aac"])
 
+    def test_has_a_poster_and_tiles(self):
+        token = self.access_token("seller")
+        play = self.request(f"/api/v1/items/{self.film_item}/play", token, {}).json()
+        poster = ffprobe(urllib.parse.urljoin(self.http, play["posterUrl"]), "-show_streams")["streams"][0]
+        self.assertEqual((poster["codec_name"], poster["width"], poster["height"]), ("mjpeg", 1280, 720))
+        index = self.request(play["tilesUrl"]).body.decode()
+        places = re.findall(r"^(tiles\.jpg)#xywh=(\d+),(\d+),160,90$", index, re.M)
+        self.assertEqual([(int(x), int(y)) for _, x, y in places], [(0, 0), (160, 0), (320, 0)])
+        tiles = urllib.parse.urljoin(urllib.parse.urljoin(self.http, play["tilesUrl"]), places[0][0])
+        sheet = ffprobe(tiles, "-show_streams")["streams"][0]
+        self.assertEqual((sheet["width"], sheet["height"]), (480, 90))
+        song = self.request(f"/api/v1/items/{self.song_item}/play", token, {}).json()
+        self.assertNotIn("tilesUrl", song)
+
     def test_buyer_pays_once_and_keeps(self):
         self.assertEqual(self.ctl_raw("buyer", "play", self.film_item, "--out", self.path("no")).returncode, 4)
         poor = self.ctl_raw("buyer", "buy", self.film_item)

@@ -60,6 +60,7 @@ async function play() {
   }
   $('title').textContent = opened.title || id;
   document.title = opened.title || 'Cauce';
+  if (opened.posterUrl) $('video').poster = opened.posterUrl;
   if (window.Hls && window.Hls.isSupported()) playWithHls(opened.masterUrl);
   else playNatively(opened.masterUrl);
 }

@@ -49,14 +49,15 @@ static enum status probe(struct control *c, const struct codec_source *src,
     return s;
 }
 
-static enum status encode(const struct codec_source *src, const struct media_task *t,
-                          const struct codec_sink *sink, struct err *err)
+static enum status make(const struct codec_source *src, const struct media_task *t,
+                        const struct codec_sink *sink, struct err *err)
 {
     AUTO(media_plan_free_p) struct media_plan *plan = NULL;
     enum status s = media_plan_decode(t->plan, t->plan_len, &plan, err);
     if (s != STATUS_OK)
         return err_wrap(err, STATUS_INTERNAL, "task");
-    return codec_encode(src, plan, t, sink, err);
+    return t->kind == MEDIA_TASK_IMAGES ? codec_images(src, plan, t, sink, err)
+                                        : codec_encode(src, plan, t, sink, err);
 }
 
 static enum status run(struct control *c, struct err *err)
@@ -70,7 +71,7 @@ static enum status run(struct control *c, struct err *err)
         .fd = MEDIA_CHILD_SOURCE_FD, .size = task.source_size, .need = control_need, .ud = c};
     const struct codec_sink sink = {.segment = send_segment, .progress = send_progress, .ud = c};
     return task.kind == MEDIA_TASK_PROBE ? probe(c, &src, &sink, err)
-                                         : encode(&src, &task, &sink, err);
+                                         : make(&src, &task, &sink, err);
 }
 
 static enum media_verdict verdict_of(enum status s)
