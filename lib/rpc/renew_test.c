@@ -154,9 +154,9 @@ static void traffic_begin(struct traffic *t, struct rpc_client *c)
 
 static void traffic_end(struct traffic *t)
 {
+    assert_true(wait_for_count(&t->n_calls, 1));
     t->stop = true;
     pthread_join(t->thread, NULL);
-    assert_true(t->n_calls > 0);
     assert_int_equal(t->n_failed, 0);
 }
 
