@@ -1,5 +1,6 @@
 // Who may call what: every method of every service against every kind of caller, over real sealed
 // connections, with the .proto files' own text as the measure. Then tokens that must not pass.
+#include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -17,10 +18,24 @@
 #include "service/internal.h"
 
 #define REACHED STATUS_DATA_LOSS // what our handlers answer: no dispatcher says that by itself
-#define NODE_URL "inproc://access-test-nodes"
-#define CLIENT_URL "inproc://access-test-clients"
-#define ENROL_URL "inproc://access-test-newcomers"
 #define N_NODE_ROLES 7
+#define FIRST_NODE_ROLE 8
+_Static_assert(ROLE_NODE_ANY == ((1U << N_NODE_ROLES) - 1) << FIRST_NODE_ROLE, "a role is missing");
+
+// A server's way to run handlers: a refusal must not depend on it.
+enum style { INLINE, POOLED, DEFERRED, N_STYLES };
+// Those who call: a node of each role, whoever has no key, and a newcomer.
+enum caller { CLIENT = N_NODE_ROLES, NEWCOMER, N_CALLERS };
+
+struct house { // one server of each style, and a client of it for each caller
+    enum style style;
+    struct rpc_server *rpc;
+    char urls[3][64]; // for nodes, clients, newcomers
+    struct rpc_client *clients[N_CALLERS];
+    struct rpc_service services[32]; // the generated ones, but for who runs their handlers
+    struct rpc_method methods[256];
+    size_t n_services, n_methods;
+};
 
 struct world {
     uint8_t operator_secret[64], session_secret[64], stranger_secret[64], store_secret[64];
@@ -29,9 +44,8 @@ struct world {
     struct svc_nodes *ini;
     struct svc_tokens *tokens;
     struct work_pool *pool;
-    struct rpc_server *rpc;
     struct chan_join join;
-    struct rpc_client *as_client, *as_newcomer, *as_node[N_NODE_ROLES];
+    struct house houses[N_STYLES];
 };
 static struct world w;
 
@@ -126,25 +140,35 @@ static void read_proto_text(const char *p)
     }
 }
 
+static void read_proto_file(const char *folder, const char *name)
+{
+    static char text[1 << 18];
+    char path[512];
+
+    snprintf(path, sizeof(path), "%.300s/%.200s", folder, name);
+    FILE *f = fopen(path, "re");
+    if (!f)
+        fail_msg("cannot open %s", path);
+    size_t n = fread(text, 1, sizeof(text) - 1, f);
+    assert_true(n < sizeof(text) - 1);
+    fclose(f);
+    text[n] = '\0';
+    read_proto_text(text);
+}
+
 static void read_protos(void)
 {
-    static const char *const files[] = {"enrol",  "event",   "node",  "orchestrator",
-                                        "origin", "session", "store", "transcode"};
     const char *source = getenv("CAUCE_SOURCE_DIR");
-    static char text[1 << 18];
+    char folder[400];
 
-    for (size_t i = 0; i < N_ELEMENTS(files); i++) {
-        char path[512];
-        snprintf(path, sizeof(path), "%s/proto/cauce/%s.proto", source ? source : ".", files[i]);
-        FILE *f = fopen(path, "re");
-        if (!f)
-            fail_msg("cannot open %s", path);
-        size_t n = fread(text, 1, sizeof(text) - 1, f);
-        assert_true(n < sizeof(text) - 1);
-        fclose(f);
-        text[n] = '\0';
-        read_proto_text(text);
-    }
+    snprintf(folder, sizeof(folder), "%.300s/proto/cauce", source ? source : ".");
+    DIR *d = opendir(folder);
+    if (!d)
+        fail_msg("cannot open %s", folder);
+    for (struct dirent *e; (e = readdir(d)) != NULL;)
+        if (str_ends_with(e->d_name, ".proto") && !str_eq(e->d_name, "options.proto"))
+            read_proto_file(folder, e->d_name);
+    closedir(d);
 }
 
 static const struct rule *rule_of(const char *method)
@@ -161,18 +185,40 @@ static const struct rule *rule_of(const char *method)
 static enum status reached(struct rpc_call *c, void (*handler)(void), const ProtobufCMessage *req,
                            ProtobufCMessage *ret, struct err *err)
 {
-    (void)c;
+    const struct house *h = rpc_call_self(c);
+    enum status s = err_set(err, REACHED, "reached");
+
     (void)handler;
     (void)req;
     (void)ret;
-    return err_set(err, REACHED, "reached");
+    if (h->style != DEFERRED)
+        return s;
+    rpc_call_defer(c);
+    rpc_call_finish(c, s, NULL, err);
+    return STATUS_OK;
 }
 
 static void no_handler(void)
 {
 }
 
-static void add_service(const struct rpc_service *s)
+// The generated service, run in the house's style. Handlers of streams are never run inline.
+static const struct rpc_service *in_style(struct house *h, const struct rpc_service *s)
+{
+    struct rpc_method *methods = &h->methods[h->n_methods];
+
+    assert_true(h->n_services < N_ELEMENTS(h->services) &&
+                h->n_methods + s->n_methods <= N_ELEMENTS(h->methods));
+    memcpy(methods, s->methods, s->n_methods * sizeof(*methods));
+    for (size_t i = 0; i < s->n_methods; i++)
+        methods[i].run_inline = h->style == INLINE && methods[i].kind == RPC_UNARY;
+    h->n_methods += s->n_methods;
+    h->services[h->n_services] = *s;
+    h->services[h->n_services].methods = methods;
+    return &h->services[h->n_services++];
+}
+
+static void add_service(struct house *h, const struct rpc_service *s)
 {
     rpc_thunk thunks[64];
     void (*handlers[64])(void);
@@ -183,10 +229,10 @@ static void add_service(const struct rpc_service *s)
         thunks[i] = reached;
         handlers[i] = no_handler;
     }
-    assert_int_equal(rpc_server_add(w.rpc, s, thunks, handlers, NULL, &err), STATUS_OK);
+    assert_int_equal(rpc_server_add(h->rpc, in_style(h, s), thunks, handlers, h, &err), STATUS_OK);
 }
 
-static void make_identity(struct chan_identity *id, unsigned role)
+static void make_identity(struct chan_identity *id, unsigned role, const uint8_t signer[64])
 {
     struct chan_grant g = {.role = role,
                            .not_before_s = time_wall_ms() / 1000 - 60,
@@ -198,7 +244,7 @@ static void make_identity(struct chan_identity *id, unsigned role)
     memcpy(g.key, id->public_key, 32);
     snprintf(g.node_id, sizeof(g.node_id), "node-%u", role);
     buf_init(&b, CHAN_GRANT_SIZE);
-    assert_int_equal(chan_grant_sign(&b, &g, w.operator_secret, &err), STATUS_OK);
+    assert_int_equal(chan_grant_sign(&b, &g, signer, &err), STATUS_OK);
     memcpy(id->grant, b.data, b.len);
     id->grant_len = b.len;
 }
@@ -227,10 +273,10 @@ static bool find_secret(void *ud, const uint8_t id[CHAN_JOIN_ID_SIZE], uint8_t r
     return memcmp(id, w.join.id, sizeof(w.join.id)) == 0;
 }
 
-static struct rpc_client *make_newcomer(void)
+static struct rpc_client *make_newcomer(const char *url)
 {
     struct chan_identity id = {0};
-    struct rpc_endpoint e = {.url = ENROL_URL};
+    struct rpc_endpoint e = {.url = url};
     struct rpc_client_opts o = {
         .identity = &id, .join = &w.join, .endpoints = &e, .n_endpoints = 1};
     struct err err = ERR_INIT;
@@ -268,6 +314,36 @@ static void make_tokens(void)
     assert_non_null(w.tokens);
 }
 
+static bool house_start(struct house *h, enum style style)
+{
+    static const char *const kinds[] = {"nodes", "clients", "newcomers"};
+    struct err err = ERR_INIT;
+    struct rpc_server_opts o = {.identity = &w.server,
+                                .trust = &w.trust,
+                                .pool = w.pool,
+                                .verify = svc_tokens_verify_access,
+                                .verify_ud = w.tokens,
+                                .join = find_secret};
+
+    h->style = style;
+    h->rpc = rpc_server_new(&o, &err);
+    if (!h->rpc)
+        return false;
+    for (size_t i = 0; i < cauce_n_services; i++)
+        add_service(h, cauce_services[i]);
+    for (size_t i = 0; i < N_ELEMENTS(kinds); i++)
+        snprintf(h->urls[i], sizeof(h->urls[i]), "inproc://access-test-%s-%d", kinds[i], style);
+    if (rpc_server_listen(h->rpc, h->urls[0], false, NULL, &err) != STATUS_OK ||
+        rpc_server_listen(h->rpc, h->urls[1], true, NULL, &err) != STATUS_OK ||
+        rpc_server_listen_enrol(h->rpc, h->urls[2], NULL, &err) != STATUS_OK)
+        return false;
+    for (unsigned i = 0; i < N_NODE_ROLES; i++)
+        h->clients[i] = make_client(h->urls[0], &w.nodes[i], ROLE_NODE_ORIGIN);
+    h->clients[CLIENT] = make_client(h->urls[1], NULL, 0);
+    h->clients[NEWCOMER] = make_newcomer(h->urls[2]);
+    return true;
+}
+
 static int start(void **state)
 {
     (void)state;
@@ -277,44 +353,29 @@ static int start(void **state)
         return -1;
     read_protos();
     crypto_ed25519_keypair(w.trust.operator_public, w.operator_secret);
-    make_identity(&w.server, 12);
+    make_identity(&w.server, 12, w.operator_secret);
+    for (unsigned i = 0; i < N_NODE_ROLES; i++)
+        make_identity(&w.nodes[i], FIRST_NODE_ROLE + i, w.operator_secret);
+    memset(&w.join, 7, sizeof(w.join));
     make_tokens();
     w.pool = work_pool_new("access", 2, 1000);
-    struct rpc_server_opts o = {.identity = &w.server,
-                                .trust = &w.trust,
-                                .pool = w.pool,
-                                .verify = svc_tokens_verify_access,
-                                .verify_ud = w.tokens,
-                                .join = find_secret};
-    w.rpc = rpc_server_new(&o, &err);
-    if (!w.rpc)
-        return -1;
-    for (size_t i = 0; i < cauce_n_services; i++)
-        add_service(cauce_services[i]);
-    if (rpc_server_listen(w.rpc, NODE_URL, false, NULL, &err) != STATUS_OK ||
-        rpc_server_listen(w.rpc, CLIENT_URL, true, NULL, &err) != STATUS_OK ||
-        rpc_server_listen_enrol(w.rpc, ENROL_URL, NULL, &err) != STATUS_OK)
-        return -1;
-    memset(&w.join, 7, sizeof(w.join));
-    w.as_newcomer = make_newcomer();
-    w.as_client = make_client(CLIENT_URL, NULL, 0);
-    for (unsigned i = 0; i < N_NODE_ROLES; i++) {
-        make_identity(&w.nodes[i], 8 + i);
-        w.as_node[i] = make_client(NODE_URL, &w.nodes[i], ROLE_NODE_ORIGIN);
-    }
+    for (unsigned i = 0; i < N_STYLES; i++)
+        if (!house_start(&w.houses[i], (enum style)i))
+            return -1;
     return 0;
 }
 
 static int stop(void **state)
 {
     (void)state;
-    rpc_client_free(w.as_client);
-    rpc_client_free(w.as_newcomer);
-    for (unsigned i = 0; i < N_NODE_ROLES; i++)
-        rpc_client_free(w.as_node[i]);
-    rpc_server_close(w.rpc);
-    rpc_server_stop(w.rpc, 1000);
-    rpc_server_free(w.rpc);
+    for (unsigned i = 0; i < N_STYLES; i++) {
+        struct house *h = &w.houses[i];
+        for (unsigned k = 0; k < N_CALLERS; k++)
+            rpc_client_free(h->clients[k]);
+        rpc_server_close(h->rpc);
+        rpc_server_stop(h->rpc, 1000);
+        rpc_server_free(h->rpc);
+    }
     work_pool_free(w.pool);
     svc_tokens_free(w.tokens);
     svc_nodes_free(w.ini);
@@ -366,7 +427,8 @@ static struct buf token_of(unsigned roles, const uint8_t secret[64], int64_t lif
 }
 
 // have: what the caller is. Every method is asked; the text of the .proto files is the judge.
-static void check_caller(const char *who, struct rpc_client *c, const char *token, unsigned have)
+static void check_house(const struct house *h, enum caller caller, const char *who,
+                        const char *token, unsigned have)
 {
     const unsigned users = ROLE_USER | ROLE_CREATOR | ROLE_ADMIN;
     size_t n = 0;
@@ -378,13 +440,19 @@ static void check_caller(const char *who, struct rpc_client *c, const char *toke
             enum status want = r->allow & have              ? REACHED
                                : !token && r->allow & users ? STATUS_UNAUTHENTICATED
                                                             : STATUS_PERMISSION_DENIED;
-            enum status got = call(c, m, token);
+            enum status got = call(h->clients[caller], m, token);
             if (got != want)
-                fail_msg("%s calls %s: %s, expected %s", who, m->name, status_name(got),
-                         status_name(want));
+                fail_msg("%s calls %s (style %d): %s, expected %s", who, m->name, (int)h->style,
+                         status_name(got), status_name(want));
         }
     }
     assert_int_equal(n, n_rules);
+}
+
+static void check_caller(enum caller caller, const char *who, const char *token, unsigned have)
+{
+    for (unsigned i = 0; i < N_STYLES; i++)
+        check_house(&w.houses[i], caller, who, token, have);
 }
 
 // ---------------------------------------------------------------- tests
@@ -410,35 +478,55 @@ static void test_generated_table_is_what_the_proto_files_say(void **state)
     assert_int_equal(rule_of("cauce.transcode.v1.Work.Complete")->allow, ROLE_NODE_TRANSCODE);
 }
 
+// What users are, by their tokens.
+static const struct {
+    const char *who;
+    unsigned roles, have;
+} users[] = {
+    {"a token without roles", 0, ROLE_ANON | ROLE_USER},
+    {"user", ROLE_USER, ROLE_ANON | ROLE_USER},
+    {"creator", ROLE_USER | ROLE_CREATOR, ROLE_ANON | ROLE_USER | ROLE_CREATOR},
+    {"admin", ROLE_ADMIN, ROLE_ANON | ROLE_USER | ROLE_CREATOR | ROLE_ADMIN},
+};
+
 static void test_anonymous_client_reaches_only_anon_methods(void **state)
 {
     (void)state;
-    check_caller("anonymous", w.as_client, NULL, ROLE_ANON);
+    check_caller(CLIENT, "anonymous", NULL, ROLE_ANON);
 }
 
 static void test_users_reach_what_their_roles_allow(void **state)
 {
     (void)state;
-    static const struct {
-        const char *who;
-        unsigned roles, have;
-    } rows[] = {
-        {"a token without roles", 0, ROLE_ANON | ROLE_USER},
-        {"user", ROLE_USER, ROLE_ANON | ROLE_USER},
-        {"creator", ROLE_USER | ROLE_CREATOR, ROLE_ANON | ROLE_USER | ROLE_CREATOR},
-        {"admin", ROLE_ADMIN, ROLE_ANON | ROLE_USER | ROLE_CREATOR | ROLE_ADMIN},
-    };
-    for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
-        AUTO(buf_done) struct buf token = token_of(rows[i].roles, w.session_secret, 600000);
-        check_caller(rows[i].who, w.as_client, buf_str(&token), rows[i].have);
+    for (size_t i = 0; i < N_ELEMENTS(users); i++) {
+        AUTO(buf_done) struct buf token = token_of(users[i].roles, w.session_secret, 600000);
+        check_caller(CLIENT, users[i].who, buf_str(&token), users[i].have);
     }
 }
 
 static void test_nodes_reach_what_their_grants_allow(void **state)
 {
     (void)state;
+    for (unsigned i = 0; i < N_NODE_ROLES; i++) {
+        unsigned bit = 1U << (FIRST_NODE_ROLE + i);
+        check_caller((enum caller)i, svc_role_name(bit), NULL, ROLE_ANON | bit);
+    }
+}
+
+// A refusal does not depend on who runs the handler, which all styles showed with one caller each:
+// the whole table goes to the style that is fastest.
+static void test_nodes_that_pass_a_users_token_are_both(void **state)
+{
+    (void)state;
     for (unsigned i = 0; i < N_NODE_ROLES; i++)
-        check_caller(svc_role_name(1U << (8 + i)), w.as_node[i], NULL, ROLE_ANON | 1U << (8 + i));
+        for (size_t k = 0; k < N_ELEMENTS(users); k++) {
+            unsigned bit = 1U << (FIRST_NODE_ROLE + i);
+            char who[80];
+            AUTO(buf_done) struct buf token = token_of(users[k].roles, w.session_secret, 600000);
+            snprintf(who, sizeof(who), "%s for: %s", svc_role_name(bit), users[k].who);
+            check_house(&w.houses[INLINE], (enum caller)i, who, buf_str(&token),
+                        users[k].have | bit);
+        }
 }
 
 static void test_newcomer_reaches_enrolment_and_nothing_else(void **state)
@@ -447,28 +535,29 @@ static void test_newcomer_reaches_enrolment_and_nothing_else(void **state)
     AUTO(buf_done) struct buf token = token_of(ROLE_ADMIN, w.session_secret, 600000);
 
     assert_int_equal(rule_of("cauce.enrol.v1.Enrol.Join")->allow, ROLE_JOINER);
-    check_caller("newcomer with a token", w.as_newcomer, buf_str(&token), ROLE_JOINER);
+    check_caller(NEWCOMER, "newcomer with a token", buf_str(&token), ROLE_JOINER);
 }
 
-static void test_node_that_passes_a_users_token_is_both(void **state)
-{
-    (void)state;
-    AUTO(buf_done) struct buf token = token_of(ROLE_USER, w.session_secret, 600000);
-
-    check_caller("orchestrator for a user", w.as_node[1], buf_str(&token),
-                 ROLE_ANON | ROLE_USER | ROLE_NODE_ORCHESTRATOR);
-}
-
-static void check_token_refused(const char *what, const char *token)
+static void check_token_refused_of(const struct house *h, enum caller caller, const char *what,
+                                   const char *token)
 {
     for (size_t s = 0; s < cauce_n_services; s++) {
         for (size_t i = 0; i < cauce_services[s]->n_methods; i++) {
             const struct rpc_method *m = &cauce_services[s]->methods[i];
-            enum status got = call(w.as_client, m, token);
+            enum status got = call(h->clients[caller], m, token);
             if (got != STATUS_UNAUTHENTICATED)
-                fail_msg("%s on %s: %s", what, m->name, status_name(got));
+                fail_msg("%s of caller %d on %s (style %d): %s", what, (int)caller, m->name,
+                         (int)h->style, status_name(got));
         }
     }
+}
+
+static void check_token_refused(const char *what, const char *token)
+{
+    for (unsigned i = 0; i < N_STYLES; i++)
+        check_token_refused_of(&w.houses[i], CLIENT, what, token);
+    for (unsigned i = 0; i < N_NODE_ROLES; i++)
+        check_token_refused_of(&w.houses[INLINE], (enum caller)i, what, token);
 }
 
 static void test_bad_tokens_reach_nothing(void **state)
@@ -487,7 +576,7 @@ static void test_bad_tokens_reach_nothing(void **state)
     assert_int_equal(svc_token_mint_media(w.store_secret, &claims, &media, &err), STATUS_OK);
     changed.data[20] ^= 1;
     check_token_refused("an expired token", buf_str(&expired));
-    check_token_refused("a forged token", buf_str(&forged));
+    check_token_refused("another installation's token", buf_str(&forged));
     check_token_refused("a token of the store", buf_str(&by_store));
     check_token_refused("a changed token", buf_str(&changed));
     check_token_refused("a media token", buf_str(&media));
@@ -499,10 +588,15 @@ static void test_wrong_links_are_not_served(void **state)
 {
     (void)state;
     const struct rpc_method *any = &cauce_services[0]->methods[0];
-    struct rpc_client *anonymous_to_nodes = make_client(NODE_URL, NULL, 0);
-    struct rpc_client *node_to_clients = make_client(CLIENT_URL, &w.nodes[5], 0);
-    struct rpc_client *expects_store = make_client(NODE_URL, &w.nodes[5], ROLE_NODE_STORE);
-    struct rpc_client *const wrong[] = {anonymous_to_nodes, node_to_clients, expects_store};
+    const char *for_nodes = w.houses[POOLED].urls[0], *for_clients = w.houses[POOLED].urls[1];
+    struct chan_identity foreign = {0};
+    make_identity(&foreign, 9, w.stranger_secret);
+    struct rpc_client *anonymous_to_nodes = make_client(for_nodes, NULL, 0);
+    struct rpc_client *node_to_clients = make_client(for_clients, &w.nodes[5], 0);
+    struct rpc_client *expects_store = make_client(for_nodes, &w.nodes[5], ROLE_NODE_STORE);
+    struct rpc_client *of_another = make_client(for_nodes, &foreign, 0);
+    struct rpc_client *const wrong[] = {anonymous_to_nodes, node_to_clients, expects_store,
+                                        of_another};
 
     for (size_t i = 0; i < N_ELEMENTS(wrong); i++) {
         struct rpc_opts o = {.deadline_us = time_deadline_in_ms(300), .max_attempts = 1};
@@ -524,7 +618,7 @@ int main(void)
         cmocka_unit_test(test_users_reach_what_their_roles_allow),
         cmocka_unit_test(test_nodes_reach_what_their_grants_allow),
         cmocka_unit_test(test_newcomer_reaches_enrolment_and_nothing_else),
-        cmocka_unit_test(test_node_that_passes_a_users_token_is_both),
+        cmocka_unit_test(test_nodes_that_pass_a_users_token_are_both),
         cmocka_unit_test(test_bad_tokens_reach_nothing),
         cmocka_unit_test(test_wrong_links_are_not_served),
     };
