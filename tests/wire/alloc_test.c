@@ -39,7 +39,7 @@ static void sweep(void (*fail_at)(int64_t n), bool (*failed)(void), bool through
     unsigned told = 0, n_bad = 0;
     const char *only = getenv("CAUCE_TEST_ROUND");
     signal(SIGALRM, watchdog);
-    place_init(&p);
+    place_init(&p, NULL);
     place_round(&p, through_gateway, &v); // what is made once is made now
     assert_int_equal(v.n_failed, 0);
     int n = only ? atoi(only) : first_round;

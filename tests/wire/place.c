@@ -205,12 +205,14 @@ static enum status route(void *ud, const struct rpc_method *m, const char *name,
     return STATUS_OK;
 }
 
-void place_init(struct place *p)
+void place_init(struct place *p, const struct transport_ops *transport)
 {
     static const struct rpc_service *const known[] = {&test_service};
     struct err err = ERR_INIT;
     memset(p, 0, sizeof *p);
     world_init(&p->w);
+    if (transport)
+        p->w.transport = transport;
     world_serve(&p->w, "tcp://127.0.0.1:0", false);
     p->up = world_client(&p->w);
     struct rpc_server_opts o = world_server_opts(&p->w);
@@ -286,6 +288,14 @@ static struct rpc_client *try_client(struct place *p, bool through_gateway)
     }
     struct err err = ERR_INIT;
     return rpc_client_new(&o, &err);
+}
+
+bool place_takes_clients(struct place *p, struct err *err)
+{
+    struct rpc_client *c = try_client(p, true);
+    bool well = c && step_echo(c, err) == STATUS_OK;
+    rpc_client_free(c);
+    return well;
 }
 
 void place_round(struct place *p, bool through_gateway, struct verdict *v)

@@ -15,8 +15,10 @@ struct place {
     int64_t n_chat;
 };
 
-void place_init(struct place *p);
+void place_init(struct place *p, const struct transport_ops *transport); // NULL: any
 void place_done(struct place *p);
+// A new client is answered through the gateway.
+bool place_takes_clients(struct place *p, struct err *err);
 // The stream that was open all the time goes on, and so do calls.
 bool place_is_well(struct place *p, struct err *err);
 
