@@ -702,6 +702,26 @@ static void wait_reason(struct caller *c, const char *says)
     }
 }
 
+static void test_grant_that_ends_soon_is_said_and_renewed_without_a_restart(void **state)
+{
+    (void)state;
+    struct caller c;
+    char *argv[] = {(char *)(uintptr_t)keys_word(), (char *)(uintptr_t) "video-1", NULL, NULL};
+    char brief[] = "--valid=5h";
+
+    standard_keys();
+    argv[2] = brief;
+    assert_int_equal(cauced_keys_renew(3, argv), 0);
+    struct process p = START(NULL, "origin:video-1", keys_word(), ready_word());
+    caller_init(&c);
+    wait_reason(&c, "our grant ends in 4 h");
+    assert_int_equal(cauced_keys_renew(2, argv), 0);
+    wait_reason(&c, "");
+    caller_done(&c);
+    kill(p.pid, SIGTERM);
+    assert_int_equal(wait_end(&p), 0);
+}
+
 static void test_broken_list_changes_nothing_and_health_says_so(void **state)
 {
     (void)state;
@@ -853,6 +873,7 @@ int main(int argc, char **argv)
         IN_FOLDER(test_missing_or_foreign_keys_are_named),
         IN_FOLDER(test_health_and_info_are_served),
         IN_FOLDER(test_call_under_way_is_answered_before_the_end),
+        IN_FOLDER(test_grant_that_ends_soon_is_said_and_renewed_without_a_restart),
         IN_FOLDER(test_broken_list_changes_nothing_and_health_says_so),
         IN_FOLDER(test_revoked_node_loses_its_calls_and_is_not_let_in_again),
     };

@@ -106,6 +106,57 @@ static void test_renew_gives_fresh_keys_and_records_go_on(void **state)
     link_down(&l);
 }
 
+static bool is_named_second(void *ud, const struct chan_grant *g)
+{
+    (void)ud;
+    return g->serial == 2;
+}
+
+static void test_local_that_is_told_nothing_new_has_not_changed(void **state)
+{
+    (void)state;
+    struct link l;
+    struct chan_identity other;
+
+    link_up(&l);
+    other = l.w.server;
+    crypto_dh_keypair(other.public_key, other.secret);
+    unsigned generation = chan_local_generation(l.ours);
+    chan_local_set_identity(l.ours, &l.w.client, NULL);
+    assert_int_equal(chan_local_generation(l.ours), generation);
+    chan_local_set_identity(l.ours, &l.w.client, &other);
+    assert_int_equal(chan_local_generation(l.ours), generation + 1);
+    chan_local_set_identity(l.ours, &l.w.client, &other);
+    assert_int_equal(chan_local_generation(l.ours), generation + 1);
+    regrant(&l, &l.w.client, ROLE_ORCHESTRATOR, "orchestrator-1", 99);
+    chan_local_set_identity(l.ours, &l.w.client, &other);
+    assert_int_equal(chan_local_generation(l.ours), generation + 2);
+    link_down(&l);
+}
+
+static void test_local_judges_grants_of_open_sessions(void **state)
+{
+    (void)state;
+    struct link l;
+    struct chan_grant g;
+
+    link_up(&l);
+    assert_true(chan_is_with(l.p.client, l.w.server.public_key));
+    assert_false(chan_is_with(l.p.client, l.w.client.public_key));
+    l.w.trust.is_revoked = is_named_second;
+    struct chan_local *judge = chan_local_new(&l.w.client, &l.w.trust);
+    assert_non_null(judge);
+    g = grant_for(&l.w.server, ROLE_ORIGIN, "video-1");
+    assert_true(chan_local_trusts(judge, &g));
+    g.serial = 2;
+    assert_false(chan_local_trusts(judge, &g));
+    g = grant_for(&l.w.server, ROLE_ORIGIN, "video-1");
+    g.not_after_s = now_s() - 1;
+    assert_false(chan_local_trusts(judge, &g));
+    chan_local_unref(judge);
+    link_down(&l);
+}
+
 // Records of both sides between all the messages of the handshake.
 static void test_renew_lets_records_pass_meanwhile(void **state)
 {
@@ -595,6 +646,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_renew_gives_fresh_keys_and_records_go_on),
+        cmocka_unit_test(test_local_that_is_told_nothing_new_has_not_changed),
+        cmocka_unit_test(test_local_judges_grants_of_open_sessions),
         cmocka_unit_test(test_renew_lets_records_pass_meanwhile),
         cmocka_unit_test(test_renew_shows_the_new_grant_to_both),
         cmocka_unit_test(test_renew_with_rotated_keys),

@@ -316,6 +316,62 @@ static void test_server_that_is_revoked_loses_its_connections(void **state)
     world_done(&w);
 }
 
+struct verdict {
+    atomic_bool bad;
+    _Atomic int n_denied, n_other;
+};
+
+static bool is_good(void *ud, const struct chan_peer *peer)
+{
+    const struct verdict *v = ud;
+    (void)peer;
+    return !v->bad;
+}
+
+static void denied(void *ud, enum status s, ProtobufCMessage *reply, const struct err *err)
+{
+    struct verdict *v = ud;
+    (void)err;
+    rpc_message_free(reply);
+    v->n_other += s != STATUS_PERMISSION_DENIED;
+    v->n_denied++;
+}
+
+static void test_client_that_is_revoked_loses_its_calls_and_hears_why(void **state)
+{
+    (void)state;
+    struct world w;
+    struct verdict v = {.bad = false};
+    struct err err = ERR_INIT;
+    Note req, *reply = NULL;
+    world_init(&w);
+    struct rpc_server_opts so = world_server_opts(&w);
+    so.grant_ok = is_good;
+    so.grant_ok_ud = &v;
+    w.s = rpc_server_new(&so, &err);
+    assert_non_null(w.s);
+    world_add(&w, w.s);
+    assert_int_equal(rpc_server_listen(w.s, "tcp://127.0.0.1:0", false, w.url, &err), STATUS_OK);
+    struct rpc_endpoint e = endpoint_of(&w, w.server.public_key, NULL);
+    struct rpc_client *c = client_of(&w, &e, 0);
+    note_init(&req);
+    struct rpc_opts o = {.deadline_us = time_deadline_in_ms(PATIENCE_MS), .max_attempts = 1};
+    rpc_unary_async(c, &test_service.methods[WAIT], &o, &req.base, denied, &v);
+    assert_true(wait_for_count(&w.n_waiting, 1));
+    rpc_server_check_grants(w.s); // still good
+    echo(c, ECHO);
+    assert_int_equal(v.n_denied, 0);
+    v.bad = true;
+    rpc_server_check_grants(w.s);
+    assert_true(wait_for_count(&v.n_denied, 1));
+    assert_int_equal(v.n_other, 0);
+    assert_true(wait_for_count(&w.n_cancelled, 1)); // its handler was told too
+    o = (struct rpc_opts){.deadline_us = time_deadline_in_ms(300), .max_attempts = 1};
+    assert_int_not_equal(call_note(c, ECHO, &o, &req, &reply, NULL), STATUS_OK);
+    rpc_client_free(c);
+    world_done(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -323,6 +379,7 @@ int main(void)
         cmocka_unit_test(test_new_grant_of_the_client_reaches_the_server_in_its_session),
         cmocka_unit_test(test_server_changes_its_key_under_traffic),
         cmocka_unit_test(test_client_that_is_a_step_behind_finds_the_key_to_come),
+        cmocka_unit_test(test_client_that_is_revoked_loses_its_calls_and_hears_why),
         cmocka_unit_test(test_server_that_is_revoked_loses_its_connections),
     };
     return cmocka_run_group_tests(tests, NULL, group_done);

@@ -38,7 +38,7 @@ static enum status load_secret(const struct instance *in, const char *suffix,
 }
 
 static enum status load_grant(const struct instance *in, const char *suffix,
-                              struct chan_identity *id, struct err *err)
+                              struct chan_identity *id, int64_t *ret_until_s, struct err *err)
 {
     struct chan_grant g;
     AUTO(mem_free_p) char *path = instance_key_path(in, suffix);
@@ -57,6 +57,7 @@ static enum status load_grant(const struct instance *in, const char *suffix,
         return err_set(
             err, STATUS_FAILED_PRECONDITION,
             "%s is another node's, another role's or revoked; 'cauced keys' makes a new one", path);
+    *ret_until_s = g.not_after_s;
     return STATUS_OK;
 }
 
@@ -70,7 +71,7 @@ static bool is_listed(const struct instance *in, const struct chan_identity *id)
 }
 
 static enum status load_one(const struct instance *in, const char *key, const char *grant,
-                            struct chan_identity *id, struct err *err)
+                            struct chan_identity *id, int64_t *ret_until_s, struct err *err)
 {
     enum status s = load_secret(in, key, id, err);
 
@@ -78,19 +79,26 @@ static enum status load_one(const struct instance *in, const char *key, const ch
         return err_set(err, STATUS_FAILED_PRECONDITION,
                        "%s/%s%s is not the key that nodes.ini has for it; run 'cauced keys' again",
                        instance_options(in)->keys, in->svc.self->id, key);
-    return s == STATUS_OK ? load_grant(in, grant, id, err) : s;
+    return s == STATUS_OK ? load_grant(in, grant, id, ret_until_s, err) : s;
 }
 
 enum status instance_load_identities(const struct instance *in, struct identities *ret,
                                      struct err *err)
 {
     memset(ret, 0, sizeof(*ret));
-    enum status next = load_one(in, ".next.key", ".next.grant", &ret->next, err);
+    if (!svc_nodes_find(in->nodes, in->svc.self->id))
+        return err_set(err, STATUS_FAILED_PRECONDITION,
+                       "nodes.ini has no %s any more: it was removed or revoked", in->svc.self->id);
+    enum status next = load_one(in, ".next.key", ".next.grant", &ret->next, &ret->until_s, err);
+    int64_t until_s = 0;
     bool is_wrong = next != STATUS_OK && next != STATUS_NOT_FOUND; // then err is about this one
 
     ret->has_next = next == STATUS_OK;
-    enum status listed = load_one(in, ".key", ".grant", &ret->listed, is_wrong ? NULL : err);
+    enum status listed =
+        load_one(in, ".key", ".grant", &ret->listed, &until_s, is_wrong ? NULL : err);
     ret->has_listed = listed == STATUS_OK;
+    if (!ret->has_next)
+        ret->until_s = until_s;
     return is_wrong ? err_wrap(err, next, "the key to come") : listed;
 }
 

@@ -1,4 +1,5 @@
 // One role of one node, from its keys to its last call.
+#include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -8,6 +9,7 @@
 #include "service/internal.h"
 
 #define QUEUE_MAX 65536
+#define GRANT_ENDS_SOON_S (7 * 24 * 3600)
 
 // ---------------------------------------------------------------- who we are
 
@@ -77,6 +79,7 @@ static enum status load_keys(struct instance *in, struct identities *ids, struct
         (void)str_copy(in->problem, sizeof(in->problem), err->msg);
     in->identity = ids->has_listed ? ids->listed : ids->next;
     in->shown = *identities_shown(ids);
+    in->shown_until_s = ids->until_s;
     memcpy(in->trust.operator_public, svc_nodes_operator(in->nodes), 32);
     in->trust.is_revoked = is_revoked;
     in->trust.ud = in->nodes;
@@ -196,6 +199,20 @@ enum status instance_listen(struct instance *in, struct err *err)
     return STATUS_OK;
 }
 
+// What somebody should see to though we serve; "" when there is nothing.
+static void tell_concern(struct instance *in, char *reason, size_t reason_size)
+{
+    int64_t now_s = time_wall_ms() / 1000;
+
+    pthread_mutex_lock(&in->lock);
+    (void)str_copy(reason, reason_size, in->problem);
+    if (!in->problem[0] && in->shown_until_s < now_s + GRANT_ENDS_SOON_S)
+        snprintf(reason, reason_size,
+                 "our grant ends in %lld h; 'cauced keys renew %s' makes another",
+                 (long long)(in->shown_until_s - now_s) / 3600, in->svc.self->id);
+    pthread_mutex_unlock(&in->lock);
+}
+
 bool instance_is_ready(struct instance *in, char *reason, size_t reason_size)
 {
     if (!atomic_load(&in->is_started) || atomic_load(&in->is_draining)) {
@@ -205,9 +222,7 @@ bool instance_is_ready(struct instance *in, char *reason, size_t reason_size)
     }
     if (in->role->ready && !in->role->ready(in->self, reason, reason_size))
         return false;
-    pthread_mutex_lock(&in->lock);
-    (void)str_copy(reason, reason_size, in->problem);
-    pthread_mutex_unlock(&in->lock);
+    tell_concern(in, reason, reason_size);
     return true;
 }
 

@@ -49,6 +49,7 @@ struct instance {
 
     pthread_mutex_t lock;       // guards what follows
     struct chan_identity shown; // what we show whom we dial: the newest we have
+    int64_t shown_until_s;      // when its grant ends, Unix seconds
     char problem[200];          // why what is on disk was not all taken over; "" when it was
     char urls[SVC_MAX_URLS][RPC_URL_SIZE];
     size_t n_urls;
@@ -92,6 +93,7 @@ void instance_done(struct instance *in); // any state; the memory itself is the 
 struct identities {
     struct chan_identity listed, next;
     bool has_listed, has_next;
+    int64_t until_s; // Unix seconds: when the grant ends of the one that is shown
 };
 char *instance_key_path(const struct instance *in, const char *suffix) MUST_CHECK;
 // ret     what is good, also when something is wrong; wiped by the caller

@@ -77,6 +77,7 @@ static void show(struct instance *in, const struct identities *ids)
     rpc_server_set_identity(in->svc.server, shown, identities_other(ids));
     pthread_mutex_lock(&in->lock);
     in->shown = *shown;
+    in->shown_until_s = ids->until_s;
     pthread_mutex_unlock(&in->lock);
 }
 
