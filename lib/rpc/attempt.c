@@ -340,10 +340,11 @@ void attempt_get_end(struct attempt *s, struct attempt_end *ret)
         struct rpc_details d;
         details_unpack(st, &d);
         bool unavailable = st->code == STATUS_UNAVAILABLE;
-        bool refused = str_eq(d.reason, RPC_REASON_NOT_STARTED);
+        bool leaves = unavailable && str_eq(d.reason, RPC_REASON_NOT_STARTED);
         ret->retryable = d.retryable;
-        ret->not_started = unavailable && (refused || s->flow.unsent);
         ret->was_shed = unavailable && str_eq(d.reason, RPC_REASON_OVERLOADED);
+        ret->was_refused = leaves || ret->was_shed;
+        ret->not_started = leaves || (unavailable && s->flow.unsent);
         rpc_details_done(&d);
     }
     if (s->m->kind == RPC_UNARY && !s->flow.raw)

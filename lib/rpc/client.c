@@ -206,7 +206,7 @@ static enum breaker_verdict verdict(struct endpoint *e, const struct attempt_end
     case STATUS_DEADLINE_EXCEEDED:
         return end->was_silent ? BREAKER_BAD : BREAKER_NEUTRAL;
     case STATUS_UNAVAILABLE:
-        if (end->was_shed) // it is there, and says when to come again
+        if (end->was_refused) // it is there, and says what to do
             return BREAKER_GOOD;
         if (end->was_lost && e->lost_serial == end->conn_serial)
             return BREAKER_NEUTRAL;

@@ -255,7 +255,8 @@ struct retry_plan {                               // of one call
 struct attempt_end { // how an attempt went
     enum status code;
     bool not_started; // certainly no handler saw it
-    bool was_shed;    // the same, for the server has too much to do
+    bool was_refused; // the server said that
+    bool was_shed;    // because it has too much to do
     bool retryable;   // its details say so
     int64_t retry_after_ms;
     uint64_t conn_serial;

@@ -1128,21 +1128,18 @@ static void *load_streams(void *ud)
 #define N_CALLERS 6
 #define N_STREAMERS 4
 
-static void test_a_server_leaves_without_failing_a_call(void **state)
+// Site a stops while l.c, which knows both sites in some way, is used by many.
+static void leave_under_load(struct rpc_client *c, struct site *a, struct site *b)
 {
-    (void)state;
-    struct site a, b;
-    site_serve(&a, true);
-    site_serve(&b, true);
-    struct load l = {.c = client_of((struct site *[]){&a, &b}, 2)};
+    struct load l = {.c = c};
     pthread_t threads[N_CALLERS + N_STREAMERS];
     for (size_t i = 0; i < N_ELEMENTS(threads); i++)
         assert_int_equal(
             pthread_create(&threads[i], NULL, i < N_CALLERS ? load_calls : load_streams, &l), 0);
-    assert_true(wait_for_count(&a.n_seen, 50)); // both are in use
-    assert_true(wait_for_count(&b.n_seen, 50));
+    assert_true(wait_for_count(&a->n_seen, 50)); // both are in use
+    assert_true(wait_for_count(&b->n_seen, 50));
     assert_true(wait_for_count(&l.n_streams, 8));
-    rpc_server_stop(a.s, 60000);
+    rpc_server_stop(a->s, 60000);
     assert_int_equal(l.n_failed, 0);
     int n_calls = l.n_calls, n_streams = l.n_streams;
     assert_true(wait_for_count(&l.n_calls, n_calls + 50)); // all of it goes on elsewhere
@@ -1151,11 +1148,48 @@ static void test_a_server_leaves_without_failing_a_call(void **state)
     for (size_t i = 0; i < N_ELEMENTS(threads); i++)
         pthread_join(threads[i], NULL);
     assert_int_equal(l.n_failed, 0);
-    assert_int_equal(a.n_seen + b.n_seen, l.n_calls); // and none of it twice
+    assert_int_equal(a->n_seen + b->n_seen, l.n_calls); // and none of it twice
     struct rpc_client_stats cs;
-    rpc_client_get_stats(l.c, &cs);
+    rpc_client_get_stats(c, &cs);
     assert_int_equal(cs.n_retries, 0); // what never started costs no budget
-    rpc_client_free(l.c);
+}
+
+static void test_a_server_leaves_without_failing_a_call(void **state)
+{
+    (void)state;
+    struct site a, b;
+    site_serve(&a, true);
+    site_serve(&b, true);
+    struct rpc_client *c = client_of((struct site *[]){&a, &b}, 2);
+    leave_under_load(c, &a, &b);
+    rpc_client_free(c);
+    site_done(&a);
+    site_done(&b);
+}
+
+// Callers whose calls are passed on notice as little.
+static void test_a_server_behind_a_proxy_leaves_without_failing_a_call(void **state)
+{
+    (void)state;
+    struct site a, b;
+    struct world w;
+    struct err err = ERR_INIT;
+    char url[RPC_URL_SIZE];
+    site_serve(&a, true);
+    site_serve(&b, true);
+    world_init(&w);
+    struct rpc_server_opts so = world_server_opts(&w);
+    struct rpc_server *gate = rpc_server_new(&so, &err);
+    struct rpc_client *up = client_of((struct site *[]){&a, &b}, 2);
+    const struct rpc_service *known[] = {&own_service};
+    rpc_server_set_router(gate, known, 1, route, up);
+    assert_int_equal(rpc_server_listen(gate, "tcp://127.0.0.1:0", true, url, &err), STATUS_OK);
+    struct rpc_client *c = world_client_to(&w, url, true);
+    leave_under_load(c, &a, &b);
+    rpc_client_free(c);
+    rpc_server_free(gate);
+    rpc_client_free(up);
+    world_done(&w);
     site_done(&a);
     site_done(&b);
 }
@@ -1213,6 +1247,7 @@ int main(void)
         cmocka_unit_test(test_details_reach_the_caller),
         cmocka_unit_test(test_attempts_are_numbered),
         cmocka_unit_test(test_a_server_leaves_without_failing_a_call),
+        cmocka_unit_test(test_a_server_behind_a_proxy_leaves_without_failing_a_call),
         cmocka_unit_test(test_what_waited_when_the_server_stopped_goes_elsewhere),
     };
     return cmocka_run_group_tests(tests, NULL, group_done);
