@@ -183,9 +183,8 @@ static void answer_failure(struct rpc_call *c, enum status s, const struct err *
     else if (c->details)
         st.n_details = details_pack(c->details, details);
     conn_lock(c->flow.conn);
-    // The handler was told to stop, because time was up or a grant was revoked: say why.
-    if (s == STATUS_CANCELLED && (c->flow.status.code == STATUS_DEADLINE_EXCEEDED ||
-                                  c->flow.status.code == STATUS_PERMISSION_DENIED))
+    // The handler was told to stop, because time was up or its caller's rights ended: say why.
+    if (s == STATUS_CANCELLED && c->flow.status.code != STATUS_OK)
         st = c->flow.status;
     call_finish_locked(c, &st);
 }

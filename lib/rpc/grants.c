@@ -17,6 +17,7 @@
 #include "rpc/internal.h"
 
 #define FAREWELL_US 1000000
+#define UNARY_GRACE_US 5000000
 
 // ---------------------------------------------------------------- servers
 
@@ -53,15 +54,59 @@ static void check_caller(struct rpc_server *s, struct conn *c)
     conn_unlock(c);
 }
 
-void rpc_server_check_grants(struct rpc_server *s)
+static void each_conn(struct rpc_server *s, void (*check)(struct rpc_server *s, struct conn *c))
 {
     size_t n;
     struct conn **all = server_conns(s, &n);
     for (size_t i = 0; all && i < n; i++) {
-        check_caller(s, all[i]);
+        check(s, all[i]);
         conn_unref(all[i]);
     }
     mem_free(all);
+}
+
+void rpc_server_check_grants(struct rpc_server *s)
+{
+    each_conn(s, check_caller);
+}
+
+static bool has_revoked_user(const struct rpc_server *s, const struct rpc_call *c)
+{
+    return c->token && atomic_load(&c->token->is_verified) &&
+           !s->o.user_ok(s->o.user_ok_ud, &c->token->user);
+}
+
+static void check_call(const struct rpc_server *s, struct rpc_call *c, int64_t now_us)
+{
+    struct flow *f = &c->flow;
+    bool is_over = c->finished || f->ended || f->status.code != STATUS_OK;
+    bool may_end_itself = c->entry->m->kind == RPC_UNARY && now_us - c->born_us < UNARY_GRACE_US;
+    if (is_over || may_end_itself || !has_revoked_user(s, c))
+        return;
+    log_info(s->o.log, "rpc_login_ended", F_STR("method", f->label),
+             F_STR("login", c->token->user.session));
+    f->status = (struct frame_status){.code = STATUS_UNAUTHENTICATED};
+    (void)str_copy(f->status.msg, sizeof f->status.msg,
+                   "the login has ended or its rights have changed: renew the token");
+    flow_post(f, FLOW_ENDED);
+}
+
+static void check_calls(struct rpc_server *s, struct conn *c)
+{
+    int64_t now_us = time_mono_us();
+    conn_lock(c);
+    list_for_each_safe(it, tmp, &c->flows)
+    {
+        struct flow *f = list_entry(it, struct flow, all);
+        check_call(s, list_entry(f, struct rpc_call, flow), now_us);
+    }
+    conn_unlock(c);
+}
+
+void rpc_server_check_users(struct rpc_server *s)
+{
+    if (s->o.user_ok)
+        each_conn(s, check_calls);
 }
 
 // ---------------------------------------------------------------- clients

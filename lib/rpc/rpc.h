@@ -208,6 +208,11 @@ void rpc_server_set_identity(struct rpc_server *s, const struct chan_identity *i
 // those that expire. What is open of a peer that is no longer good ends with PERMISSION_DENIED, and
 // its connection a second later. Does not block.
 void rpc_server_check_grants(struct rpc_server *s);
+// The same for users: ask user_ok about each call's token again, when some may have been revoked
+// and once a second or so. Streams with one that counts no more end with UNAUTHENTICATED at once;
+// unary calls after five seconds, for they end by themselves, and the call that revoked the token
+// may be among them. Does not block.
+void rpc_server_check_users(struct rpc_server *s);
 
 // Untyped core of the generated x_serve(): handlers[i] serves methods[i] through thunks[i]. Must
 // precede listen.

@@ -125,7 +125,9 @@ static enum status make_parts(struct instance *in, struct log *log, struct err *
     svc->timers = work_timers_new();
     in->clients = svc_clients_new(svc);
     in->health = health_new(in);
-    if (!in->log_node || !svc->tokens || !svc->pool || !svc->timers || !in->clients || !in->health)
+    in->revoked = svc_revoked_new(SVC_MAX_REVOKED);
+    if (!in->log_node || !svc->tokens || !svc->pool || !svc->timers || !in->clients ||
+        !in->health || !in->revoked)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory or threads");
     struct rpc_server_opts o = {
         .log = svc->log,
@@ -136,6 +138,8 @@ static enum status make_parts(struct instance *in, struct log *log, struct err *
         .verify_ud = svc->tokens,
         .grant_ok = is_good_peer,
         .grant_ok_ud = in->nodes,
+        .user_ok = svc_revoked_user_ok,
+        .user_ok_ud = in->revoked,
     };
     svc->server = rpc_server_new(&o, err);
     return svc->server ? STATUS_OK : err ? err->code : STATUS_UNAVAILABLE;
@@ -156,12 +160,21 @@ static enum status make_all(struct instance *in, struct log *log, struct err *er
     return s;
 }
 
+// A worker knows the orchestrator alone, and serves no users.
+static enum status follow_revocations(struct instance *in, struct err *err)
+{
+    return in->role->role == ROLE_NODE_TRANSCODE ? STATUS_OK
+                                                 : svc_revoked_follow(in->revoked, &in->svc, err);
+}
+
 enum status instance_start(struct instance *in, struct log *log, struct err *err)
 {
     enum status s = make_all(in, log, err);
 
     if (s == STATUS_OK)
         s = instance_serve_node(in, err);
+    if (s == STATUS_OK)
+        s = follow_revocations(in, err);
     if (s == STATUS_OK)
         s = in->role->start(&in->svc, in->options, &in->self, err);
     atomic_store(&in->is_started, s == STATUS_OK);
@@ -234,6 +247,7 @@ void instance_drain(struct instance *in)
     health_drain(in->health);
     if (in->role->drain)
         in->role->drain(in->self);
+    svc_revoked_close(in->revoked);
     rpc_server_close(in->svc.server);
 }
 
@@ -247,6 +261,7 @@ void instance_stop(struct instance *in, int64_t deadline_us)
     if (in->role->stop)
         in->role->stop(in->self);
     in->self = NULL;
+    svc_revoked_stop(in->revoked);
     // Now, and not with the rest: other nodes of this process still serve what these clients hold.
     svc_clients_free(TAKE(in->clients));
     log_info(in->svc.log, "stopped", F_I64("up_ms", time_mono_ms() - in->started_ms));
@@ -256,6 +271,7 @@ void instance_done(struct instance *in)
 {
     struct svc *svc = &in->svc;
 
+    svc_revoked_stop(in->revoked);
     svc_clients_free(in->clients);
     rpc_server_free(svc->server);
     if (in->health)
@@ -264,6 +280,7 @@ void instance_done(struct instance *in)
     health_free(in->health);
     work_timers_free(svc->timers);
     svc_tokens_free(svc->tokens);
+    svc_revoked_free(in->revoked);
     log_free(in->log_node);
     log_free(in->log_role);
     svc_nodes_free(in->nodes);

@@ -38,6 +38,7 @@ struct instance {
     struct chan_trust trust;
     struct svc_clients *clients;
     struct health *health;
+    struct svc_revoked *revoked;
     void *self;              // the role's own
     atomic_bool is_started;  // self may be used
     atomic_bool is_draining; // serves no more
@@ -119,6 +120,22 @@ struct svc_clients *svc_clients_new(struct svc *svc) MUST_CHECK;
 void svc_clients_update(struct svc_clients *c);
 void svc_clients_check(struct svc_clients *c); // grants that may have ended meanwhile
 void svc_clients_free(struct svc_clients *c);
+
+// ---- revoked.c: access tokens that count no more before they expire ----
+#define SVC_MAX_REVOKED 65536
+struct svc_revoked;
+struct Event__EventRecord;
+struct svc_revoked *svc_revoked_new(size_t max) MUST_CHECK; // max: entries, about 100 bytes each
+void svc_revoked_free(struct svc_revoked *r);               // stops it first
+bool svc_revoked_user_ok(void *revoked, const struct rpc_user *u); // an rpc_user_ok_fn
+// Take over what an event of topic auth ends. False: nothing.
+bool svc_revoked_apply(struct svc_revoked *r, const struct Event__EventRecord *e,
+                       int64_t now_wall_ms);
+void svc_revoked_tidy(struct svc_revoked *r, int64_t now_wall_ms); // now and then
+// Follow topic auth until closed, and end calls whose tokens count no more.
+enum status svc_revoked_follow(struct svc_revoked *r, struct svc *svc, struct err *err) MUST_CHECK;
+void svc_revoked_close(struct svc_revoked *r); // never blocks; NULL does nothing
+void svc_revoked_stop(struct svc_revoked *r);  // nobody follows any more
 
 // ---- publish.c ----
 // The address beside that one; and how others reach it, "" when by its own name.

@@ -66,9 +66,11 @@ const char *svc_role_name(unsigned role_bit);
 // Access tokens are minted by session, media tokens by store; anybody verifies them with the public
 // key in nodes.ini, without a call. Verified tokens are cached by hash until they expire.
 // docs/protocol.md "Tokens":
-//   access  {"sub","name","sid","roles":["user",..],"iat","exp"}   implicit "cauce-access/1"
+//   access  {"sub","name","sid","roles":["user",..],"epoch","iat","exp"}
+//                                                                  implicit "cauce-access/1"
 //   media   {"sub","item","rights":["stream","download"],"exp"}    implicit "cauce-media/1"
 // Times are RFC 3339. The footer is {"kid":"k4.pid..."}: the PASERK id of the signing key.
+#define SVC_ACCESS_TOKEN_MS (10 * 60 * 1000) // the longest life of an access token
 struct svc_tokens;
 struct svc_tokens *svc_tokens_new(struct svc_nodes *nodes) MUST_CHECK;
 void svc_tokens_free(struct svc_tokens *t);

@@ -274,6 +274,15 @@ static bool get_bits(const struct json_value *claims, const char *key, const str
     return true;
 }
 
+// A token without one is as old as can be.
+static bool get_epoch(const struct json_value *claims, int64_t *ret)
+{
+    const struct json_value *v = json_member(claims, "epoch");
+
+    *ret = 0;
+    return !v || (json_get_i64(v, ret) && *ret >= 0);
+}
+
 static bool get_exp(const struct json_value *claims, int64_t *ret)
 {
     char text[TIME_RFC3339_SIZE];
@@ -288,7 +297,8 @@ static bool read_claims(const struct json_value *c, enum purpose purpose, struct
         return false;
     if (purpose == ACCESS) {
         v->user.exp_wall_ms = v->exp_wall_ms;
-        return get_text(c, "sub", v->user.id, sizeof(v->user.id)) && v->user.id[0] != '\0' &&
+        return get_epoch(c, &v->user.epoch) &&
+               get_text(c, "sub", v->user.id, sizeof(v->user.id)) && v->user.id[0] != '\0' &&
                get_text(c, "name", v->user.name, sizeof(v->user.name)) &&
                get_text(c, "sid", v->user.session, sizeof(v->user.session)) &&
                get_bits(c, "roles", role_words, N_ELEMENTS(role_words), &v->user.roles);
@@ -353,6 +363,7 @@ enum status svc_token_mint_access(const uint8_t secret[64], const struct rpc_use
     put_text(&c, ",\"name\":", user->name);
     put_text(&c, ",\"sid\":", user->session);
     put_bits(&c, "roles", role_words, N_ELEMENTS(role_words), user->roles);
+    buf_printf(&c, ",\"epoch\":%lld", (long long)user->epoch);
     put_time(&c, "iat", time_wall_ms());
     put_time(&c, "exp", user->exp_wall_ms);
     return mint(secret, ACCESS, &c, out, err);

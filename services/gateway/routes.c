@@ -115,7 +115,11 @@ static enum status authorize_bearer(struct gateway *g, struct http_request *r, s
     if (!token)
         return err_set(err, STATUS_UNAUTHENTICATED,
                        "this needs 'Authorization: Bearer <access token>'; POST /api/v1/login");
-    return svc_tokens_verify_access(g->svc->tokens, token, strlen(token), &user, err);
+    enum status s = svc_tokens_verify_access(g->svc->tokens, token, strlen(token), &user, err);
+    if (s == STATUS_OK && !rpc_server_trusts_user(g->svc->server, &user))
+        return err_set(err, STATUS_UNAUTHENTICATED,
+                       "the login has ended or its rights have changed: renew the token");
+    return s;
 }
 
 enum status gateway_authorize(void *gateway, struct http_request *r, struct err *err)

@@ -69,6 +69,7 @@ void session_account_read(const struct db_result *r, size_t row, struct session_
     ret->roles = roles_from_array(db_text(r, row, 3));
     ret->disabled = db_bool(r, row, 4);
     ret->created_us = db_i64(r, row, 5);
+    ret->epoch = db_i64(r, row, 6);
 }
 
 enum status session_check_user(struct session *s, const struct rpc_user *u, unsigned roles,
@@ -135,6 +136,7 @@ struct change {
     struct session_account *after;
     unsigned roles;
     bool disabled;
+    bool ends_epoch; // access tokens made before must not count any more
 };
 
 // With the rows of all admins locked: somebody must be left who can administer.
@@ -166,11 +168,20 @@ static enum status audit_change(struct db_conn *c, const struct change *ch, cons
     size_t n = session_roles_names(ch->after->roles, names);
     for (size_t i = 0; i < n; i++)
         buf_printf(&b, "%s\"%s\"", i ? "," : "", names[i]);
-    buf_puts(&b, "]}");
+    buf_putc(&b, ']');
+    if (ch->ends_epoch)
+        buf_printf(&b, ",\"epoch\":%lld", (long long)ch->after->epoch);
+    buf_putc(&b, '}');
     if (b.failed)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "audit row: out of memory");
     return event_append(c, SESSION_SCHEMA, SESSION_TOPIC, kind, ch->after->id, ch->after->id,
                         buf_str(&b), err);
+}
+
+static enum status end_epoch(struct db_conn *c, const struct change *ch, struct err *err)
+{
+    int64_t epoch;
+    return ch->ends_epoch ? session_epoch_end(c, ch->before->id, &epoch, err) : STATUS_OK;
 }
 
 static enum status set_roles_tx(struct db_conn *c, void *ud, struct err *err)
@@ -180,6 +191,8 @@ static enum status set_roles_tx(struct db_conn *c, void *ud, struct err *err)
     enum status s = STATUS_OK;
     if (!(ch->roles & ROLE_ADMIN))
         s = check_admin_left(c, ch->before->id, err);
+    if (s == STATUS_OK)
+        s = end_epoch(c, ch, err);
     if (s == STATUS_OK)
         s = db_exec(c,
                     "UPDATE session.account a SET roles = array_remove(ARRAY["
@@ -205,6 +218,8 @@ static enum status set_disabled_tx(struct db_conn *c, void *ud, struct err *err)
     if (ch->disabled)
         s = check_admin_left(c, ch->before->id, err);
     if (s == STATUS_OK)
+        s = end_epoch(c, ch, err);
+    if (s == STATUS_OK)
         s = db_exec(c,
                     "UPDATE session.account a SET disabled = $2 WHERE id = $1"
                     " RETURNING " SESSION_ACCOUNT_COLUMNS,
@@ -225,6 +240,7 @@ enum status session_set_roles(struct session *s, const char *actor, const char *
     struct session_account before, after;
     enum status st = session_account_get(s, id_or_name, &before, err);
     struct change ch = {.actor = actor, .before = &before, .after = &after, .roles = roles};
+    ch.ends_epoch = st == STATUS_OK && before.roles != roles;
     if (st == STATUS_OK)
         st = db_tx(s->db, DB_READ_COMMITTED, set_roles_tx, &ch, err);
     if (st == STATUS_OK)
@@ -238,6 +254,7 @@ enum status session_set_disabled(struct session *s, const char *actor, const cha
     struct session_account before, after;
     enum status st = session_account_get(s, id_or_name, &before, err);
     struct change ch = {.actor = actor, .before = &before, .after = &after, .disabled = disabled};
+    ch.ends_epoch = st == STATUS_OK && disabled && !before.disabled;
     if (st == STATUS_OK)
         st = db_tx(s->db, DB_READ_COMMITTED, set_disabled_tx, &ch, err);
     if (st == STATUS_OK)

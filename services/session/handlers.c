@@ -55,6 +55,7 @@ static enum status mint(const struct session *s, const struct session_grant *g, 
                         Session__Tokens *ret, struct err *err)
 {
     struct rpc_user u = {.roles = g->account.roles,
+                         .epoch = g->account.epoch,
                          .exp_wall_ms = time_wall_ms() + SESSION_ACCESS_MS};
     str_copy(u.id, sizeof u.id, g->account.id);
     str_copy(u.name, sizeof u.name, g->account.name);

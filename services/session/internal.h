@@ -19,7 +19,7 @@
 #define SESSION_TOPIC_NODES                                                                        \
     (ROLE_NODE_SESSION | ROLE_NODE_ORCHESTRATOR | ROLE_NODE_STORE | ROLE_NODE_ORIGIN |             \
      ROLE_NODE_GATEWAY)
-#define SESSION_ACCESS_MS (10 * 60 * 1000)
+#define SESSION_ACCESS_MS SVC_ACCESS_TOKEN_MS
 #define SESSION_REFRESH_TEXT 44 // 32 bytes in base64url and a NUL
 #define SESSION_NAME_SIZE 65
 #define SESSION_EMAIL_SIZE 255
@@ -75,6 +75,7 @@ struct session_account {
     unsigned roles; // ROLE_USER | ROLE_CREATOR | ROLE_ADMIN
     bool disabled;
     int64_t created_us;
+    int64_t epoch; // of its rights: older access tokens do not count any more
 };
 struct session_grant { // what a successful sign-in gives
     struct session_account account;
@@ -90,8 +91,8 @@ size_t session_roles_names(unsigned roles, const char *ret[3]);
 // Columns that session_account_read() expects first, of a table or row named a.
 #define SESSION_ACCOUNT_COLUMNS                                                                    \
     "a.id, a.name, a.email, a.roles, a.disabled, (extract(epoch FROM a.created) * "                \
-    "1000000)::bigint"
-#define SESSION_ACCOUNT_N_COLUMNS 6
+    "1000000)::bigint, a.epoch"
+#define SESSION_ACCOUNT_N_COLUMNS 7
 void session_account_read(const struct db_result *r, size_t row, struct session_account *ret);
 
 // The user behind a call, from the table: UNAUTHENTICATED when the login has ended or the account
@@ -131,6 +132,9 @@ enum status session_ensure_admin(struct session *s, struct err *err) MUST_CHECK;
 enum status session_login_begin(struct db_conn *c, const struct session_account *a,
                                 const char *device, struct session_grant *ret,
                                 struct err *err) MUST_CHECK;
+// Access tokens made so far count no more, once the audit row that says so is read. errors NOT_FOUND
+enum status session_epoch_end(struct db_conn *c, const char *account, int64_t *ret_epoch,
+                              struct err *err) MUST_CHECK;
 // login NULL: all of the account's.
 enum status session_login_end(struct db_conn *c, const char *account, const char *login,
                               const char *reason, struct err *err) MUST_CHECK;
@@ -139,10 +143,13 @@ enum status session_refresh(struct session *s, const char *token, struct session
 enum status session_logout(struct session *s, const struct session_account *a, const char *login,
                            bool everywhere, struct err *err) MUST_CHECK;
 
-// One audit row about an account. device and login may be NULL.
+// One audit row about an account. Each of the fields may be NULL, or 0.
+struct session_audit_fields {
+    const char *name, *login, *device;
+    int64_t epoch; // the account's new one
+};
 enum status session_audit(struct db_conn *c, const char *kind, const char *account,
-                          const char *name, const char *login, const char *device,
-                          struct err *err) MUST_CHECK;
+                          const struct session_audit_fields *f, struct err *err) MUST_CHECK;
 
 // ---- handlers.c ----
 enum status session_serve(struct session *s, struct rpc_server *server, struct err *err) MUST_CHECK;

@@ -31,11 +31,11 @@ static void derive_successor(uint8_t out[TOKEN_BYTES], const uint8_t token[TOKEN
 }
 
 enum status session_audit(struct db_conn *c, const char *kind, const char *account,
-                          const char *name, const char *login, const char *device, struct err *err)
+                          const struct session_audit_fields *f, struct err *err)
 {
     const struct {
         const char *key, *value;
-    } fields[] = {{"name", name}, {"login", login}, {"device", device}};
+    } fields[] = {{"name", f->name}, {"login", f->login}, {"device", f->device}};
     AUTO(buf_done) struct buf b;
     buf_init(&b, 4096);
     buf_putc(&b, '{');
@@ -45,6 +45,8 @@ enum status session_audit(struct db_conn *c, const char *kind, const char *accou
         buf_printf(&b, "%s\"%s\":", b.len > 1 ? "," : "", fields[i].key);
         buf_put_json_string(&b, fields[i].value, strlen(fields[i].value));
     }
+    if (f->epoch)
+        buf_printf(&b, "%s\"epoch\":%lld", b.len > 1 ? "," : "", (long long)f->epoch);
     buf_putc(&b, '}');
     if (b.failed)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "audit row: out of memory");
@@ -86,6 +88,20 @@ enum status session_login_begin(struct db_conn *c, const struct session_account 
                     &r, err);
     if (s == STATUS_OK)
         ret->refresh_expires_us = db_i64(r, 0, 0);
+    return s;
+}
+
+enum status session_epoch_end(struct db_conn *c, const char *account, int64_t *ret_epoch,
+                              struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_exec(
+        c, "UPDATE session.account SET epoch = epoch + 1 WHERE id = $1 RETURNING epoch",
+        DB_PARAMS(DB_TEXT(account)), &r, err);
+    if (s == STATUS_OK && db_result_n_rows(r) == 0)
+        s = err_set(err, STATUS_NOT_FOUND, "the account is gone");
+    if (s == STATUS_OK)
+        *ret_epoch = db_i64(r, 0, 0);
     return s;
 }
 
@@ -187,7 +203,8 @@ static enum status end_reused_tx(struct db_conn *c, void *ud, struct err *err)
     enum status s = session_login_end(c, g->account.id, g->login, "reuse", err);
     if (s != STATUS_OK)
         return s;
-    return session_audit(c, "token.reused", g->account.id, NULL, g->login, NULL, err);
+    return session_audit(c, "token.reused", g->account.id,
+                         &(struct session_audit_fields){.login = g->login}, err);
 }
 
 static enum status rotate_or_repeat(struct session *s, struct rotation *ro, struct err *err)
@@ -236,12 +253,15 @@ struct logout {
 static enum status logout_tx(struct db_conn *c, void *ud, struct err *err)
 {
     const struct logout *l = ud;
+    struct session_audit_fields f = {.login = l->login};
     enum status s =
         session_login_end(c, l->account->id, l->everywhere ? NULL : l->login, "logout", err);
+    if (s == STATUS_OK && l->everywhere)
+        s = session_epoch_end(c, l->account->id, &f.epoch, err);
     if (s != STATUS_OK)
         return s;
-    return session_audit(c, l->everywhere ? "logout.everywhere" : "logout", l->account->id, NULL,
-                         l->login, NULL, err);
+    return session_audit(c, l->everywhere ? "logout.everywhere" : "logout", l->account->id, &f,
+                         err);
 }
 
 enum status session_logout(struct session *s, const struct session_account *a, const char *login,

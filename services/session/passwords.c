@@ -110,7 +110,9 @@ static enum status record_failure_tx(struct db_conn *c, void *ud, struct err *er
                     DB_PARAMS(DB_TEXT(f->name)), NULL, err);
     if (s != STATUS_OK)
         return s;
-    return session_audit(c, "login.failed", f->account, f->name, NULL, f->device, err);
+    return session_audit(c, "login.failed", f->account,
+                         &(struct session_audit_fields){.name = f->name, .device = f->device},
+                         err);
 }
 
 static enum status wrong(struct err *err)
@@ -160,9 +162,12 @@ static enum status store_password(struct db_conn *c, const struct begin *b, stru
 static enum status begin_tx(struct db_conn *c, void *ud, struct err *err)
 {
     const struct begin *b = ud;
+    struct session_audit_fields f = {.name = b->account->name, .device = b->device};
     enum status s = store_password(c, b, err);
     if (s == STATUS_OK && b->end_others)
         s = session_login_end(c, b->account->id, NULL, "password", err);
+    if (s == STATUS_OK && b->end_others)
+        s = session_epoch_end(c, b->account->id, &f.epoch, err);
     if (s == STATUS_OK)
         s = db_exec(c, "DELETE FROM session.throttle WHERE name = $1",
                     DB_PARAMS(DB_TEXT(b->account->name)), NULL, err);
@@ -170,8 +175,10 @@ static enum status begin_tx(struct db_conn *c, void *ud, struct err *err)
         s = session_login_begin(c, b->account, b->device, b->grant, err);
     if (s != STATUS_OK)
         return s;
-    return session_audit(c, b->kind, b->account->id, b->account->name, b->grant->login, b->device,
-                         err);
+    if (b->end_others)
+        b->grant->account.epoch = f.epoch;
+    f.login = b->grant->login;
+    return session_audit(c, b->kind, b->account->id, &f, err);
 }
 
 // Compare in the gate; when the stored hash is weaker than today's parameters, make a new one.
@@ -369,7 +376,8 @@ static enum status ensure_admin_tx(struct db_conn *c, void *ud, struct err *err)
     ad->created = s == STATUS_OK && db_result_n_affected(r) == 1;
     if (!ad->created)
         return s;
-    s = session_audit(c, "user.registered", id, ADMIN_NAME, NULL, NULL, err);
+    s = session_audit(c, "user.registered", id,
+                      &(struct session_audit_fields){.name = ADMIN_NAME}, err);
     // Told before the commit: an admin whose password nobody knows would be worse than a password
     // without its admin, which the next start replaces.
     return s == STATUS_OK ? tell_password(ad, err) : s;

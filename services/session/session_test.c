@@ -285,6 +285,39 @@ static void test_logout_one_and_everywhere(void **state)
     expect_signed_in(&c, STATUS_UNAUTHENTICATED);
 }
 
+// What tells verifiers which access tokens count no more.
+static void test_epoch_goes_up_when_tokens_must_not_count_any_more(void **state)
+{
+    (void)state;
+    struct err err = ERR_INIT;
+    struct session_grant a = registered("wanda"), b, c;
+    struct session_account after;
+    static const char told[] =
+        "SELECT coalesce(max((data->>'epoch')::bigint), 0) FROM session.event WHERE owner = $1";
+    assert_int_equal(a.account.epoch, 0);
+    expect(session_logout(&s, &a.account, a.login, false, &err), STATUS_OK, &err);
+    expect(login("wanda", PASSWORD, &b, &err), STATUS_OK, &err);
+    assert_int_equal(b.account.epoch, 0);
+    assert_int_equal(count(told, a.account.id), 0);
+    expect(session_logout(&s, &b.account, b.login, true, &err), STATUS_OK, &err);
+    assert_int_equal(count(told, a.account.id), 1);
+    expect(login("wanda", PASSWORD, &b, &err), STATUS_OK, &err);
+    assert_int_equal(b.account.epoch, 1);
+    expect(session_change_password(&s, &b.account, PASSWORD, "another one", SOON, &c, &err),
+           STATUS_OK, &err);
+    assert_int_equal(c.account.epoch, 2);
+    assert_int_equal(count(told, a.account.id), 2);
+    expect(session_set_roles(&s, "x", "wanda", ROLE_USER, &after, &err), STATUS_OK, &err);
+    assert_int_equal(after.epoch, 3);
+    expect(session_set_roles(&s, "x", "wanda", ROLE_USER, &after, &err), STATUS_OK, &err);
+    assert_int_equal(after.epoch, 3); // nothing changed
+    expect(session_set_disabled(&s, "x", "wanda", true, &after, &err), STATUS_OK, &err);
+    assert_int_equal(after.epoch, 4);
+    expect(session_set_disabled(&s, "x", "wanda", false, &after, &err), STATUS_OK, &err);
+    assert_int_equal(after.epoch, 4); // nobody is logged in
+    assert_int_equal(count(told, a.account.id), 4);
+}
+
 static void test_change_password_ends_other_logins(void **state)
 {
     (void)state;
@@ -483,6 +516,7 @@ int main(void)
         cmocka_unit_test(test_roles_and_disabling),
         cmocka_unit_test(test_admin_methods_look_at_the_table),
         cmocka_unit_test(test_list_pages_in_order),
+        cmocka_unit_test(test_epoch_goes_up_when_tokens_must_not_count_any_more),
         cmocka_unit_test(test_audit_numbers_have_no_gaps),
         cmocka_unit_test(test_gate_bounds_running_and_waiting),
         cmocka_unit_test(test_gate_never_lets_more_in),
