@@ -360,6 +360,7 @@ enum status chan_renew(struct chan *c, const uint8_t responder_key[32], struct b
                        struct err *err)
 {
     AUTO(buf_done) struct buf init = {0};
+    uint8_t before[32];
 
     if (!c->is_initiator || c->state != CHAN_ST_OPEN || !chan_link_has_grants(c->link) || c->hs)
         return err_set(err, STATUS_FAILED_PRECONDITION, "channel: no new handshake just now");
@@ -368,11 +369,13 @@ enum status chan_renew(struct chan *c, const uint8_t responder_key[32], struct b
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "channel: out of memory");
     (void)chan_local_current(c->local, c->hs);
     c->hs->is_renewal = true;
+    memcpy(before, c->responder_key, sizeof(before));
     mean(c, responder_key);
     buf_init(&init, CHAN_MAX_HANDSHAKE);
     if (chan_write_init(c, &init) && seal_copy(c, CHAN_RENEW_INIT, init.data, init.len, out))
         return STATUS_OK;
     chan_handshake_free(TAKE(c->hs));
+    mean(c, before);
     return err_set(err, STATUS_RESOURCE_EXHAUSTED,
                    "channel: no new handshake: unusable key or no memory");
 }

@@ -111,8 +111,9 @@ void rpc_server_check_users(struct rpc_server *s)
 
 // ---------------------------------------------------------------- clients
 
-#define RENEW_LIMIT_US 10000000 // a server that lives answers within
+#define RENEW_LIMIT_US 20000000 // a server that lives answers within
 #define RENEW_LOOK_US 10000     // whether it did, or a slot of the transport is free to ask
+#define RENEW_AGAIN_US 1000000  // when there was no memory
 
 void rpc_client_set_identity(struct rpc_client *c, const struct chan_identity *id)
 {
@@ -138,20 +139,22 @@ static bool is_due(const struct link *l, const struct chan *chan, const struct s
            chan_generation(chan) != chan_local_generation(l->client->local);
 }
 
-static void begin_renewal(struct link *l, struct conn *c, const struct server_keys *keys,
-                          int64_t now_us)
+// Returns when to look again. A session whose keys are old is better than none.
+static int64_t begin_renewal(struct link *l, struct conn *c, const struct server_keys *keys,
+                             int64_t now_us)
 {
     const uint8_t *key = chan_is_with(c->chan, keys->next) ? keys->next : keys->key;
     struct err err = ERR_INIT;
     struct buf out;
 
     buf_init(&out, 4096);
-    if (chan_renew(c->chan, key, &out, &err) != STATUS_OK)
-        conn_kill(c, err.msg);
-    else
+    enum status s = chan_renew(c->chan, key, &out, &err);
+    if (s == STATUS_OK) {
         conn_send_raw(c, &out);
+        link_renewed(l, now_us);
+    }
     buf_done(&out);
-    link_renewed(l, now_us);
+    return now_us + (s == STATUS_OK ? RENEW_LOOK_US : RENEW_AGAIN_US);
 }
 
 // All at once would be a burst of handshakes: up to a tenth sooner.
@@ -180,9 +183,8 @@ static int64_t look_after(struct link *l, struct conn *c, const struct server_ke
         return now_us + RENEW_LOOK_US;
     }
     if (is_due(l, c->chan, keys, now_us)) {
-        if (c->slots_used < c->o.n_slots)
-            begin_renewal(l, c, keys, now_us);
-        return now_us + RENEW_LOOK_US;
+        return c->slots_used < c->o.n_slots ? begin_renewal(l, c, keys, now_us)
+                                            : now_us + RENEW_LOOK_US;
     }
     unsigned n_checks = atomic_load(&l->client->n_checks);
     if (l->n_checks != n_checks && !is_good_server(l, c)) {
