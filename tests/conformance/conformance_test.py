@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import sys
+import threading
 import time
 import unittest
 import wave
@@ -105,12 +106,73 @@ class Conformance(PlatformTest):
             self.assertEqual(self.session.User.FromString(call.recv()).name, "pia")
             self.assertIsNone(call.recv())
 
-    def test_trace_context_and_metadata_do_not_disturb(self):
+    # ---- what travels beside messages ----
+
+    def me(self, c, **options):
+        return c.unary("cauce.session.v1.Session.WhoAmI", self.session.WhoAmIRequest(), self.session.User, slot=1,
+                       **options)
+
+    def test_trace_metadata_and_attempt_do_not_disturb(self):
         c = self.signed_in()
-        me = c.unary("cauce.session.v1.Session.WhoAmI", self.session.WhoAmIRequest(), self.session.User, slot=1,
-                     traceparent=os.urandom(16) + os.urandom(8) + b"\x01",
-                     metadata=wire.metadata({"client": "conformance", "build": "1"}))
-        self.assertEqual(me.name, "pia")
+        for options in ({"traceparent": os.urandom(24) + b"\x01"},
+                        {"metadata": wire.metadata({"client": "conformance", "build": "1", "empty": ""})},
+                        {"attempt": 300},
+                        {"traceparent": os.urandom(24) + b"\x00", "attempt": 2, "key": "once", "route": "session",
+                         "metadata": wire.metadata({f"k{i}": "v" * 100 for i in range(32)})}):
+            self.assertEqual(self.me(c, **options).name, "pia", options)
+
+    def test_flags_that_are_not_known_and_what_follows_are_ignored(self):
+        c = self.signed_in()
+        self.assertEqual(self.me(c, unknown_flags=0xE0, behind=b"of a later version").name, "pia")
+        self.assertEqual(self.me(c, behind=b"\xff" * 40, metadata=wire.metadata({"a": "b"}), attempt=2).name, "pia")
+
+    def test_too_much_metadata_is_refused_with_words(self):
+        c = self.signed_in()
+        for pairs in ({f"k{i}": "" for i in range(33)}, {"big": "v" * 4097}):
+            with self.assertRaises(wire.CallFailed) as e:
+                self.me(c, metadata=wire.metadata(pairs))
+            self.assertEqual(e.exception.code, wire.RESOURCE_EXHAUSTED)
+            self.assertIn("metadata", e.exception.message)
+        self.unary_works(c)
+
+    def test_metadata_that_is_malformed_closes_the_connection(self):
+        for bad in (wire.metadata({"Upper": "x"}), wire.metadata({"": "x"}), wire.varint(3) + wire.metadata({"a": "b"})[1:],
+                    wire.metadata({"k" * 65: ""})):
+            c = self.signed_in()
+            with self.assertRaises(wire.WireError):
+                self.me(c, metadata=bad)
+
+    def test_a_trace_is_in_the_log_of_who_refused(self):
+        trace = os.urandom(16)
+        with self.connect() as c, self.assertRaises(wire.CallFailed) as e:
+            c.unary("cauce.session.v1.Session.Register", self.session.RegisterRequest(name="X Y", password=PASSWORD),
+                    self.session.Tokens, traceparent=trace + os.urandom(8) + b"\x01")
+        self.assertEqual(e.exception.code, wire.INVALID_ARGUMENT)
+        until = time.monotonic() + 30
+        while not (found := self.log_lines(trace.hex())) and time.monotonic() < until:
+            threading.Event().wait(0.05)
+        self.assertTrue([line for line in found if "Session.Register" in line], found)
+
+    def log_lines(self, text):
+        lines = []
+        for folder, _, names in os.walk(self.path("home")):
+            for name in names:
+                if name.endswith(".log"):
+                    with open(os.path.join(folder, name), errors="replace") as f:
+                        lines += [line for line in f if text in line]
+        return lines
+
+    def test_details_are_a_message_of_their_own(self):
+        c = self.signed_in()
+        for method, request in (("cauce.session.v1.UserAdmin.List", self.session.ListUsersRequest()),
+                                ("cauce.session.v1.Session.Nothing", self.session.WhoAmIRequest()),
+                                ("cauce.session.v1.Session.Login", self.session.LoginRequest(name="pia"))):
+            with self.assertRaises(wire.CallFailed) as e:
+                c.unary(method, request, self.session.User, slot=1)
+            self.assertLessEqual(len(e.exception.details), 8192)
+            d = self.details(e.exception)
+            self.assertFalse(d.retryable)
+            self.assertNotIn(d.reason, ("NOT_STARTED", "OVERLOADED"))  # handlers, or their guards, saw them
 
     def unary_works(self, c):
         me = c.unary("cauce.session.v1.Session.WhoAmI", self.session.WhoAmIRequest(), self.session.User, slot=1)

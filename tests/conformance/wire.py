@@ -28,10 +28,10 @@ PIECE = 32768  # payload of one DATA frame
 INIT, RESPONSE, RECORD, CLOSE = 1, 2, 5, 6
 AUTH, OPEN, DATA, END, STATUS, CANCEL, WINDOW, ACK, PING, GOAWAY = range(1, 11)
 LAST, HALF = 0x80, 0x40  # of DATA
-TRACE, METADATA = 0x02, 0x04  # of OPEN
+TRACE, METADATA, ATTEMPT = 0x02, 0x04, 0x08  # of OPEN
 
 OK, CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, PERMISSION_DENIED = 0, 1, 3, 4, 5, 7
-UNIMPLEMENTED, UNAVAILABLE, UNAUTHENTICATED = 12, 14, 16
+RESOURCE_EXHAUSTED, UNIMPLEMENTED, UNAVAILABLE, UNAUTHENTICATED = 8, 12, 14, 16
 
 
 class WireError(Exception):
@@ -428,7 +428,9 @@ class Connection:
         mine = self.out.counter
         self.wait(lambda: self.acked >= mine, timeout)
 
-    def open(self, method, slot=0, deadline_ms=0, route="", key="", metadata=None, traceparent=None):
+    def open(self, method, slot=0, deadline_ms=0, route="", key="", metadata=None, traceparent=None, attempt=1,
+             unknown_flags=0, behind=b""):
+        """unknown_flags, behind: what a later version may say, and this one ignores."""
         call = Call(self, self.next_call)
         self.next_call += 1
         self.calls[call.id] = call
@@ -441,7 +443,11 @@ class Connection:
         if metadata:
             flags |= METADATA
             tail += metadata
-        self.send(OPEN, call.id, bytes([flags]) + varint(slot) + varint(deadline_ms) + tail)
+        if attempt > 1:
+            flags |= ATTEMPT
+            tail += varint(attempt)
+        tail += behind
+        self.send(OPEN, call.id, bytes([flags | unknown_flags]) + varint(slot) + varint(deadline_ms) + tail)
         return call
 
     def unary(self, method, request, reply_type, timeout=30, **options):
