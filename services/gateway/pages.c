@@ -127,6 +127,10 @@ static void rpc_metrics(struct buf *b, struct gateway *g)
     metric(b, "rpc_connections", "gauge", "", s.conns_open);
     metric(b, "rpc_connections_refused_total", "counter", "", s.n_conns_refused);
     metric(b, "rpc_bad_records_total", "counter", "", s.bad_records);
+    metric(b, "rpc_half_open", "gauge", "", s.half_open);
+    metric(b, "rpc_strangers_turned_away_total", "counter", "", s.n_turned_away);
+    metric(b, "rpc_handshakes_refused_total", "counter", "", s.n_handshakes_refused);
+    metric(b, "rpc_half_open_crowded_out_total", "counter", "", s.n_crowded_out);
     metric(b, "rpc_received_bytes_total", "counter", "", s.bytes_in);
     metric(b, "rpc_sent_bytes_total", "counter", "", s.bytes_out);
 }
