@@ -2,11 +2,14 @@
 
 #include <netdb.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/un.h>
 
 #include "base/str.h"
+
+#define IPC_BUFFER (1 << 20) // as much of it as the system allows
 
 static const struct {
     const char *scheme;
@@ -97,6 +100,16 @@ int address_look_up(const struct address_name *n, bool only_numeric, bool to_lis
     }
     freeaddrinfo(found);
     return 0;
+}
+
+void address_tune(const struct address_name *n, int fd)
+{
+    // Messages are whole when they are written: nothing is gained by waiting for more. The kernel
+    // grows TCP's buffers by itself, a local socket's hold less than one record.
+    if (n->is_ipc)
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &(int){IPC_BUFFER}, sizeof(int));
+    else
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
 }
 
 struct transport_addr address_peer(const struct address *a)

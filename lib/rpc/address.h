@@ -31,6 +31,7 @@ enum status address_parse(const char *url, struct address_name *ret, struct err 
 // Returns 0 and sets *ret_n, or a code for gai_strerror(); EAI_NONAME when a lookup is needed.
 int address_look_up(const struct address_name *n, bool only_numeric, bool to_listen,
                     struct address *ret, size_t *ret_n);
+void address_tune(const struct address_name *n, int fd); // a socket that carries messages
 struct transport_addr address_peer(const struct address *a);
 // url with the port that a has: port 0 has become a real one there.
 void address_real_url(const struct address *a, const char *url, char *ret, size_t size);

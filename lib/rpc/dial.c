@@ -8,8 +8,6 @@
 // that may take as long as it likes; a transport that is freed meanwhile leaves it behind.
 #include <errno.h>
 #include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -108,8 +106,10 @@ static bool look_up_start(struct transport *t)
 
 static void close_fd(struct transport *t)
 {
-    if (t->fd >= 0)
-        close(t->fd);
+    if (t->fd < 0)
+        return;
+    loop_remove(t->loop, t->fd);
+    close(t->fd);
     t->fd = -1;
 }
 
@@ -154,8 +154,7 @@ static bool connect_start(struct transport *t, const struct address *a)
     t->fd = socket(a->sa.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (t->fd < 0)
         return false;
-    if (!t->name.is_ipc)
-        setsockopt(t->fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+    address_tune(&t->name, t->fd);
     if (connect(t->fd, (const struct sockaddr *)&a->sa, a->len) != 0 && errno != EINPROGRESS)
         return false;
     t->io.ready = on_connect; // at once, when it is connected already

@@ -33,7 +33,7 @@ struct loop {
 // The one thing of lib/rpc that belongs to the process: threads that wait are worth sharing.
 static struct {
     pthread_mutex_t lock;
-    unsigned n_users, n_loops, turn;
+    unsigned n_users, n_loops, max_loops, turn;
     struct loop *loops[MAX_LOOPS];
 } process = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -179,10 +179,17 @@ static void loop_end(struct loop *l)
     loop_free(l);
 }
 
+static unsigned max_loops(void)
+{
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n < MAX_LOOPS ? (unsigned)n : MAX_LOOPS;
+}
+
 void loops_use(void)
 {
     pthread_mutex_lock(&process.lock);
-    process.n_users++;
+    if (process.n_users++ == 0)
+        process.max_loops = max_loops();
     pthread_mutex_unlock(&process.lock);
 }
 
@@ -197,16 +204,10 @@ void loops_leave(void)
     pthread_mutex_unlock(&process.lock);
 }
 
-static unsigned max_loops(void)
-{
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n < 1 ? 1 : n < MAX_LOOPS ? (unsigned)n : MAX_LOOPS;
-}
-
 struct loop *loop_next(void)
 {
     pthread_mutex_lock(&process.lock);
-    unsigned i = process.turn++ % max_loops();
+    unsigned i = process.turn++ % process.max_loops;
     struct loop *l = i < process.n_loops ? process.loops[i] : loop_new();
     if (l && i >= process.n_loops)
         process.loops[process.n_loops++] = l;
@@ -232,6 +233,11 @@ bool loop_add(struct loop *l, int fd, uint32_t events, struct loop_io *io)
 bool loop_change(struct loop *l, int fd, uint32_t events, struct loop_io *io)
 {
     return control(l, EPOLL_CTL_MOD, fd, events, io);
+}
+
+void loop_remove(struct loop *l, int fd)
+{
+    control(l, EPOLL_CTL_DEL, fd, 0, NULL);
 }
 
 void loop_post(struct loop *l, struct loop_task *t)

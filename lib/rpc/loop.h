@@ -31,9 +31,12 @@ void loops_leave(void);
 // One of the loops, in turn; its thread is started if need be. NULL: errno says why.
 struct loop *loop_next(void);
 
-// Watch a descriptor, which leaves by being closed. False: errno says why. Any thread.
+// Watch a descriptor. False: errno says why. Any thread.
 bool loop_add(struct loop *l, int fd, uint32_t events, struct loop_io *io);
 bool loop_change(struct loop *l, int fd, uint32_t events, struct loop_io *io);
+// Before it is closed: a child that is just being started may hold it open, and the kernel would
+// go on telling of it.
+void loop_remove(struct loop *l, int fd);
 void loop_post(struct loop *l, struct loop_task *t); // any thread, any lock held; not while posted
 
 // On the loop's own thread only:

@@ -91,7 +91,8 @@ void pipe_over(struct pipe *p)
 {
     struct transport *t = p->t;
     pthread_mutex_lock(&p->lock);
-    p->is_closed = true;
+    close_locked(p);
+    loop_remove(p->loop, p->fd);
     close(p->fd);
     p->fd = -1;
     pthread_mutex_unlock(&p->lock);

@@ -7,8 +7,6 @@
 // loop alone: others shut its socket down, which the loop sees.
 #include <errno.h>
 #include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/stat.h>
@@ -164,8 +162,7 @@ struct pipe *pipe_new(struct transport *t, int fd, struct loop *l, const struct 
 
 static void accepted(struct transport *t, int fd, const struct address *from)
 {
-    if (!t->name.is_ipc)
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+    address_tune(&t->name, fd);
     struct loop *l = loop_next();
     struct pipe *p = pipe_new(t, fd, l ? l : t->loop, from);
     if (!p)
@@ -187,6 +184,11 @@ static bool is_passing(int error)
     return false;
 }
 
+static void pause_accepting(struct transport *t)
+{
+    loop_timer_set(t->loop, &t->timer, time_mono_us() + ACCEPT_PAUSE_MS * 1000);
+}
+
 static void on_connection(struct loop_io *io, uint32_t events)
 {
     (void)events;
@@ -201,16 +203,23 @@ static void on_connection(struct loop_io *io, uint32_t events)
             return;
         } else if (!is_passing(errno)) { // short of something: let go, and come back
             loop_change(t->loop, t->fd, 0, &t->io);
-            loop_timer_set(t->loop, &t->timer, time_mono_us() + ACCEPT_PAUSE_MS * 1000);
+            pause_accepting(t);
             return;
         }
     }
 }
 
+static void accept_watch(struct transport *t)
+{
+    if (!loop_add(t->loop, t->fd, EPOLLIN, &t->io))
+        pause_accepting(t);
+}
+
 static void on_pause_over(struct loop_timer *tm)
 {
     struct transport *t = list_entry(tm, struct transport, timer);
-    loop_change(t->loop, t->fd, EPOLLIN, &t->io);
+    if (!loop_change(t->loop, t->fd, EPOLLIN, &t->io))
+        accept_watch(t);
 }
 
 static void accept_start(struct transport *t)
@@ -220,8 +229,8 @@ static void accept_start(struct transport *t)
     pthread_mutex_lock(&t->lock);
     bool go_on = t->is_accepting;
     pthread_mutex_unlock(&t->lock);
-    if (go_on && !loop_add(t->loop, t->fd, EPOLLIN, &t->io))
-        loop_timer_set(t->loop, &t->timer, time_mono_us());
+    if (go_on)
+        accept_watch(t);
 }
 
 static void accept_stop(struct transport *t)
@@ -229,6 +238,7 @@ static void accept_stop(struct transport *t)
     loop_timer_stop(&t->timer);
     if (t->fd < 0)
         return;
+    loop_remove(t->loop, t->fd);
     close(t->fd);
     t->fd = -1;
     if (t->name.is_ipc)
