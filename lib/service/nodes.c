@@ -34,6 +34,8 @@ struct svc_nodes {
     uint64_t serial_floor;
     struct svc_revocation *revoked;
     size_t n_revoked;
+    char (*shut_out)[CHAN_NODE_ID_SIZE]; // by the last reload
+    size_t n_shut_out;
 };
 
 static const struct {
@@ -278,6 +280,7 @@ void svc_nodes_free(struct svc_nodes *n)
     }
     mem_free(n->slots);
     mem_free(n->revoked);
+    mem_free(n->shut_out);
     pthread_mutex_destroy(&n->lock);
     mem_free(n);
 }
@@ -288,9 +291,41 @@ static bool is_same_node(const struct svc_node *a, const struct svc_node *b)
     return memcmp(a, b, sizeof(*a)) == 0;
 }
 
+static uint64_t serial_of(const struct svc_nodes *n, const char *id)
+{
+    for (size_t i = 0; i < n->n_revoked; i++)
+        if (str_eq(n->revoked[i].id, id))
+            return n->revoked[i].serial;
+    return 0;
+}
+
+// Those that the fresh list removes, or revokes further than before. Room for all is there.
+static void find_shut_out(struct svc_nodes *n, const struct svc_nodes *fresh,
+                          char (*ids)[CHAN_NODE_ID_SIZE])
+{
+    n->n_shut_out = 0;
+    for (size_t i = 0; i < n->n; i++) {
+        const struct slot *slot = &n->slots[i];
+        const char *id = slot->box->node.id;
+        if (!slot->is_gone && !find_slot(fresh, id))
+            (void)str_copy(ids[n->n_shut_out++], CHAN_NODE_ID_SIZE, id);
+    }
+    for (size_t i = 0; i < fresh->n_revoked; i++) {
+        const struct svc_revocation *r = &fresh->revoked[i];
+        if (r->serial > serial_of(n, r->id) && !find_slot(fresh, r->id) && !find_slot(n, r->id))
+            (void)str_copy(ids[n->n_shut_out++], CHAN_NODE_ID_SIZE, r->id);
+    }
+    mem_free(n->shut_out);
+    n->shut_out = ids;
+}
+
 // What is new first: should memory end in between, the list holds more than the file, not less.
 static enum status merge(struct svc_nodes *n, struct svc_nodes *fresh, struct err *err)
 {
+    AUTO(mem_free_p)
+    char(*ids)[CHAN_NODE_ID_SIZE] = mem_array(n->n + fresh->n_revoked + 1, sizeof(*ids));
+    if (!ids)
+        return no_memory(err);
     for (size_t i = 0; i < fresh->n; i++) {
         const struct svc_node *node = &fresh->slots[i].box->node;
         const struct slot *there = find_slot(n, node->id);
@@ -300,6 +335,7 @@ static enum status merge(struct svc_nodes *n, struct svc_nodes *fresh, struct er
         if (s != STATUS_OK)
             return s;
     }
+    find_shut_out(n, fresh, TAKE(ids));
     for (size_t i = 0; i < n->n; i++)
         n->slots[i].is_gone = !find_slot(fresh, n->slots[i].box->node.id);
     struct svc_revocation *revoked = n->revoked; // the old ones go with fresh
@@ -384,6 +420,16 @@ bool svc_nodes_is_revoked(struct svc_nodes *n, const struct chan_grant *g)
         yes = g->serial <= n->revoked[i].serial && str_eq(n->revoked[i].id, g->node_id);
     pthread_mutex_unlock(&n->lock);
     return yes;
+}
+
+bool svc_nodes_shut_out(struct svc_nodes *n, size_t i, char ret_id[CHAN_NODE_ID_SIZE])
+{
+    pthread_mutex_lock(&n->lock);
+    bool found = i < n->n_shut_out;
+    if (found)
+        (void)str_copy(ret_id, CHAN_NODE_ID_SIZE, n->shut_out[i]);
+    pthread_mutex_unlock(&n->lock);
+    return found;
 }
 
 bool svc_nodes_revocation(struct svc_nodes *n, size_t i, struct svc_revocation *ret)

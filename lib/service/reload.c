@@ -81,6 +81,17 @@ static void show(struct instance *in, const struct identities *ids)
     pthread_mutex_unlock(&in->lock);
 }
 
+static void tell_shut_out(struct instance *in)
+{
+    char id[CHAN_NODE_ID_SIZE];
+
+    for (size_t i = 0; svc_nodes_shut_out(in->nodes, i, id); i++) {
+        log_warn(in->svc.log, "node_shut_out", F_STR("other", id));
+        if (in->role->shut_out && atomic_load(&in->is_started))
+            in->role->shut_out(in->self, id);
+    }
+}
+
 static enum status reload(struct instance *in, struct err *err)
 {
     struct identities ids;
@@ -100,6 +111,7 @@ static enum status reload(struct instance *in, struct err *err)
     crypto_wipe(&ids, sizeof(ids));
     svc_clients_update(in->clients);
     rpc_server_check_grants(in->svc.server);
+    tell_shut_out(in);
     return s;
 }
 

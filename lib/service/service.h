@@ -57,6 +57,8 @@ const uint8_t *svc_nodes_operator(const struct svc_nodes *n);               // E
 uint64_t svc_nodes_serial_floor(struct svc_nodes *n);
 // By the floor, by name, or because its node was in the file and is there no more.
 bool svc_nodes_is_revoked(struct svc_nodes *n, const struct chan_grant *g);
+// The i-th node that the last reload removed or revoked; false after the last.
+bool svc_nodes_shut_out(struct svc_nodes *n, size_t i, char ret_id[CHAN_NODE_ID_SIZE]);
 // The i-th revocation; false after the last.
 bool svc_nodes_revocation(struct svc_nodes *n, size_t i, struct svc_revocation *ret);
 unsigned svc_role_from_name(const char *name); // "origin" -> ROLE_NODE_ORIGIN; 0 when unknown
@@ -164,6 +166,9 @@ struct svc_role {
     // Optional: begin to stop (give leases back, close public listeners); must not block.
     void (*drain)(void *self);
     void (*stop)(void *self); // after the server has stopped; frees self
+    // Optional: that node was revoked or removed and has no connection any more; what it held may
+    // be given to others. Must not block.
+    void (*shut_out)(void *self, const char *node_id);
     // Optional, gateway: cauce.node.v1.Node.Cluster, which lib/service serves with Health.Check and
     // Node.Info. rpc_call_self() is not the role's there: self is given.
     enum status (*cluster)(void *self, struct rpc_call *call, const struct Node__ClusterRequest *,

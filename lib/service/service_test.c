@@ -207,6 +207,32 @@ static void test_grants_are_revoked_by_floor_by_name_and_by_removal(void **state
     assert_false(is_revoked(n, "w-4", 99, 2)); // and comes again with another
 }
 
+static void test_nodes_reload_says_whom_it_shuts_out(void **state)
+{
+    (void)state;
+    AUTO(svc_nodes_free_p) struct svc_nodes *n = NULL;
+    struct err err = ERR_INIT;
+    char id[CHAN_NODE_ID_SIZE];
+
+    put_file(OPERATOR "revoked = w-0:5\n" NODE("w-1", "transcode", "")
+                 NODE("w-2", "transcode", ""));
+    assert_int_equal(svc_nodes_load(reload_path, &n, &err), STATUS_OK);
+    assert_false(svc_nodes_shut_out(n, 0, id));
+    put_file(OPERATOR "revoked = w-0:5, w-1:9, w-3\n" NODE("w-2", "transcode", ""));
+    assert_int_equal(svc_nodes_reload(n, reload_path, &err), STATUS_OK);
+    assert_true(svc_nodes_shut_out(n, 0, id));
+    assert_string_equal(id, "w-1");
+    assert_true(svc_nodes_shut_out(n, 1, id));
+    assert_string_equal(id, "w-3"); // known by its grant alone
+    assert_false(svc_nodes_shut_out(n, 2, id));
+    assert_int_equal(svc_nodes_reload(n, reload_path, &err), STATUS_OK);
+    assert_false(svc_nodes_shut_out(n, 0, id)); // nothing new
+    // A key that is retired is revoked, and its node stays.
+    put_file(OPERATOR "revoked = w-0:5, w-1:9, w-3, w-2:7\n" NODE("w-2", "transcode", ""));
+    assert_int_equal(svc_nodes_reload(n, reload_path, &err), STATUS_OK);
+    assert_false(svc_nodes_shut_out(n, 0, id));
+}
+
 static void test_role_names_round_trip(void **state)
 {
     (void)state;
@@ -739,6 +765,7 @@ int main(void)
         WITH_FILE(test_nodes_reload_changes_what_is_asked_for_next),
         WITH_FILE(test_nodes_reload_of_a_broken_file_changes_nothing),
         WITH_FILE(test_grants_are_revoked_by_floor_by_name_and_by_removal),
+        WITH_FILE(test_nodes_reload_says_whom_it_shuts_out),
         WITH_FILE(test_tokens_follow_the_keys_of_the_list),
         cmocka_unit_test(test_role_names_round_trip),
         cmocka_unit_test(test_access_token_round_trip),

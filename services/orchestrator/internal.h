@@ -148,6 +148,8 @@ enum status queue_renew(struct db *db, const char *worker, const struct queue_pr
 // Back to the queue as if it had never been taken. A lease that is lost already is left alone.
 enum status queue_release(struct db *db, const char *worker, const char *task, int64_t fence,
                           struct err *err) MUST_CHECK;
+// All leases of a worker that is shut out, harmlessly: what it still has to say is refused.
+enum status queue_take_back(struct db *db, const char *worker, struct err *err) MUST_CHECK;
 enum queue_failure {
     QUEUE_REJECTED,  // the input is at fault
     QUEUE_TRANSIENT, // anybody may try again
@@ -319,6 +321,8 @@ void hub_wake(struct hub *h, enum hub_topic topic, const char *item); // NULL: a
 // ---- what happens by itself (sweeper.c) ----
 struct sweeper *sweeper_new(struct orch *o) MUST_CHECK;
 void sweeper_free(struct sweeper *s); // joins
+// That worker is shut out: its tasks go to others in the next round. Does not block.
+void sweeper_shut_out(struct sweeper *s, const char *worker);
 void sweeper_kick(struct sweeper *s); // something is to be told to the store or an origin: now
 // One round of each, for tests.
 void sweeper_queue_round(struct orch *o);

@@ -281,6 +281,12 @@ static const struct cfg_option rows[] = {
     SVC_EVENT_OPTION_ROWS(struct orch_options, events, "30d", "90d"),
 };
 
+static void shut_out(void *self, const char *node_id)
+{
+    struct role *r = self;
+    sweeper_shut_out(r->orch->sweeper, node_id);
+}
+
 const struct svc_role orchestrator_role = {
     .name = "orchestrator",
     .role = ROLE_NODE_ORCHESTRATOR,
@@ -293,4 +299,5 @@ const struct svc_role orchestrator_role = {
     .ready = ready,
     .drain = drain,
     .stop = stop,
+    .shut_out = shut_out,
 };

@@ -161,6 +161,26 @@ enum status queue_release(struct db *db, const char *worker, const char *task, i
     return db_tx(db, DB_READ_COMMITTED, release_tx, &r, err);
 }
 
+static enum status take_back_tx(struct db_conn *c, void *ud, struct err *err)
+{
+    const struct release *r = ud;
+    static const char sql[] =
+        "UPDATE orchestrator.task SET state = 'available', attempts = attempts - 1, worker = '',"
+        "  lease_until = NULL, stage = '', progress = 0 "
+        "WHERE worker = $1::text AND state = 'leased'";
+    AUTO(db_result_free_p) struct db_result *res = NULL;
+    enum status s = db_exec(c, sql, DB_PARAMS(DB_TEXT(r->worker)), &res, err);
+    if (s == STATUS_OK && db_result_n_affected(res) > 0)
+        s = queue_notify(c, ORCH_TASK_CHANNEL, "", err);
+    return s;
+}
+
+enum status queue_take_back(struct db *db, const char *worker, struct err *err)
+{
+    struct release r = {.worker = worker};
+    return db_tx(db, DB_READ_COMMITTED, take_back_tx, &r, err);
+}
+
 // ---------------------------------------------------------------- the end of a lease
 
 // Lock the job that a task belongs to, then the task.

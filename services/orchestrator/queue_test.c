@@ -325,6 +325,25 @@ static void test_release_costs_no_attempt(void **state)
     assert_int_equal(again.fence, ORCH_MAX_ATTEMPTS + 3);
 }
 
+static void test_tasks_of_a_worker_that_is_shut_out_are_taken_back(void **state)
+{
+    struct fixture *f = *state;
+    add_task(f, 0, 100, 0, 1, NULL);
+    add_task(f, 0, 100, 1, 1, NULL);
+    struct queue_task bad, good, again;
+    assert_true(claim(f, "w0", &bad));
+    assert_true(claim(f, "w1", &good));
+    must(queue_take_back(f->db, "w0", &err));
+    assert_false(renew(f, "w0", &bad));
+    assert_true(renew(f, "w1", &good));
+    assert_true(claim(f, "w1", &again));
+    assert_string_equal(again.id, bad.id);
+    assert_true(again.fence > bad.fence);
+    assert_int_equal(again.attempt, 1); // it was not the task's fault
+    must(queue_take_back(f->db, "w0", &err));
+    assert_true(renew(f, "w1", &again));
+}
+
 // ---------------------------------------------------------------- failure
 
 static void test_transient_failures_wait_longer_each_time_then_the_job_dies(void **state)
@@ -489,6 +508,7 @@ int main(void)
         TEST(test_expired_lease_goes_to_another_and_the_old_token_is_refused),
         TEST(test_renew_needs_the_worker_that_has_the_lease),
         TEST(test_release_costs_no_attempt),
+        TEST(test_tasks_of_a_worker_that_is_shut_out_are_taken_back),
         TEST(test_transient_failures_wait_longer_each_time_then_the_job_dies),
         TEST(test_rejected_input_fails_the_job_at_once_and_gives_its_bytes_up),
         TEST(test_second_crash_on_a_task_rejects_the_input),

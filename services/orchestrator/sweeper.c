@@ -19,6 +19,7 @@
 #define CALL_MS 5000
 #define COMMIT_MS 20000
 #define BATCH 16
+#define MAX_SHUT_OUT 64 // within one round; the leases of others run out
 // After a time without database, and at the start, leases get this long to be renewed before any is
 // taken away: their workers could not reach us.
 #define GRACE_US (INT64_C(2) * ORCH_RENEW_MS * 1000)
@@ -29,6 +30,8 @@ struct sweeper {
     pthread_cond_t wake;
     pthread_t queue_thread, chore_thread;
     bool stop, kicked;
+    char shut_out[MAX_SHUT_OUT][CHAN_NODE_ID_SIZE]; // workers whose tasks are to be taken back
+    size_t n_shut_out;
     // the queue thread's own
     int64_t steady_since_us; // the database has answered since then; 0: it does not
     int64_t next_old_us;
@@ -77,6 +80,33 @@ static enum status sweep(struct orch *o, bool expire)
     return s;
 }
 
+static bool pop_shut_out(struct sweeper *w, char ret[CHAN_NODE_ID_SIZE])
+{
+    pthread_mutex_lock(&w->lock);
+    bool found = w->n_shut_out > 0;
+    if (found)
+        (void)str_copy(ret, CHAN_NODE_ID_SIZE, w->shut_out[--w->n_shut_out]);
+    pthread_mutex_unlock(&w->lock);
+    return found;
+}
+
+static void take_back(struct sweeper *w)
+{
+    char worker[CHAN_NODE_ID_SIZE];
+    struct err err = ERR_INIT;
+    while (pop_shut_out(w, worker))
+        if (queue_take_back(w->o->db, worker, &err) != STATUS_OK)
+            failed(w->o, "tasks of a worker that is shut out", &err);
+}
+
+void sweeper_shut_out(struct sweeper *w, const char *worker)
+{
+    pthread_mutex_lock(&w->lock);
+    if (w->n_shut_out < MAX_SHUT_OUT)
+        (void)str_copy(w->shut_out[w->n_shut_out++], CHAN_NODE_ID_SIZE, worker);
+    pthread_mutex_unlock(&w->lock);
+}
+
 void sweeper_queue_round(struct orch *o)
 {
     (void)sweep(o, true);
@@ -88,6 +118,7 @@ static void queue_round(struct sweeper *w)
 {
     struct orch *o = w->o;
     int64_t now_us = time_mono_us();
+    take_back(w);
     bool expire = w->steady_since_us && now_us - w->steady_since_us >= GRACE_US;
     if (sweep(o, expire) != STATUS_OK) {
         w->steady_since_us = 0;
