@@ -246,12 +246,14 @@ static bool begin(struct attempt *s, struct conn *c, const struct call_spec *spe
     s->flow.open_pos = c->calls_taken + c->calls.len - c->calls_off;
     if (!spec->req || flow_push_small(&s->flow, spec->req, spec->req_len, true))
         return true;
-    struct chunk *ch = chunk_new(spec->req_len);
+    struct chunk *ch =
+        spec->req_stays ? chunk_borrow(spec->req, spec->req_len) : chunk_new(spec->req_len);
     if (!ch) {
         flow_abort(&s->flow, STATUS_RESOURCE_EXHAUSTED, "out of memory");
         return true;
     }
-    memcpy(ch->data, spec->req, spec->req_len);
+    if (!spec->req_stays)
+        memcpy(ch->data, spec->req, spec->req_len);
     ch->last = ch->half = true;
     flow_push(&s->flow, ch);
     return true;

@@ -234,9 +234,7 @@ static enum status take_request(struct rpc_call *c, struct err *err)
         return STATUS_OK;
     if (!m)
         return err_set(err, STATUS_CANCELLED, "the call ended before it began");
-    enum status s = rpc_message_unpack(c->entry->m->request, m->data, m->n, &c->req, err);
-    mem_free(m);
-    return s;
+    return message_take(c->entry->m->request, m, &c->req, err);
 }
 
 static enum status run_handler(struct rpc_call *c, bool is_inline, ProtobufCMessage **ret_reply,
@@ -676,8 +674,7 @@ enum status rpc_call_read(struct rpc_call *c, ProtobufCMessage **ret, struct err
     *ret = NULL;
     if (!m)
         return STATUS_OK;
-    enum status s = rpc_message_unpack(c->entry->m->request, m->data, m->n, &c->read_msg, err);
-    mem_free(m);
+    enum status s = message_take(c->entry->m->request, m, &c->read_msg, err);
     *ret = c->read_msg;
     return s;
 }

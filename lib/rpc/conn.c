@@ -1,9 +1,9 @@
 // A connection: its life, its lock, its clock. conn_send.c builds records, conn_receive.c takes
 // them apart, flow.c keeps what each call has queued.
 //
-// Telling owners. Under the lock only flags are set and waiters woken; owners' callbacks run from
-// settle(), one flow at a time, with the lock released. While they run the connection is corked, so
-// that replies made there share a record.
+// Telling owners. Under the lock only flags are set; waiters are woken and owners' callbacks run
+// from settle(), one flow at a time, with the lock released. While they run the connection is
+// corked, so that replies made there share a record.
 #include <errno.h>
 #include <stdio.h>
 
@@ -45,7 +45,7 @@ struct conn *conn_new(const struct conn_opts *o)
     c->hash = hash;
     c->hash_mask = n_buckets - 1;
     c->post_tail = &c->post_head;
-    c->window = CONN_WINDOW_MIN;
+    c->window = CONN_WINDOW_START;
     c->tx_credit = conn_has_tx_credit(c) ? CONN_CLIENT_CREDIT : UNLIMITED;
     c->rx_credit = conn_has_rx_credit(c) ? CONN_CLIENT_CREDIT : UNLIMITED;
     if (c->o.handshake_us == 0)
@@ -109,9 +109,12 @@ static bool is_telling(const struct conn *c)
 static void tell(struct conn *c, struct flow *f, unsigned events)
 {
     struct conn_teller me = {.thread = pthread_self(), .next = c->tellers}, **at = &c->tellers;
+    bool is_awaited = f->n_waiting > 0;
     c->tellers = &me;
     c->corked++;
     pthread_mutex_unlock(&c->lock);
+    if (is_awaited) // now, or who wakes would only wait for the lock
+        pthread_cond_broadcast(&f->cond);
     if (events & ~FLOW_DROP)
         f->ops->event(f, events & ~FLOW_DROP);
     if (events & FLOW_DROP)

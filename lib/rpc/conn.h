@@ -54,6 +54,7 @@ struct flow_ops {
 
 struct chunk { // one message, or one forwarded fragment, to send
     struct chunk *next;
+    const uint8_t *bytes; // data, or somebody's who outlives it
     size_t n, off;
     bool last, half;
     uint8_t data[];
@@ -112,6 +113,7 @@ void flow_init(struct flow *f, const struct flow_ops *ops);
 void flow_done(struct flow *f); // frees what it holds; not added any more
 
 struct chunk *chunk_new(size_t n);
+struct chunk *chunk_borrow(const void *p, size_t n); // p stays until the flow is removed
 // Queue one message; consumed. Ignored once ended.
 void flow_push(struct flow *f, struct chunk *c);
 // A small message that nothing of this flow precedes: straight into the queue of calls. False: use
@@ -217,7 +219,7 @@ struct conn {
     unsigned n_calls;    // server: until their STATUS is acknowledged
     uint32_t next_id;
     struct flow *post_head, **post_tail;
-    struct conn_teller *tellers; // threads that tell owners just now
+    struct conn_teller *tellers;  // threads that tell owners just now
     _Atomic int64_t next_tick_us; // read without the lock
 
     // owner's

@@ -3,7 +3,8 @@
 #include "rpc/conn.h"
 
 #define CONN_RECORD_HEAD (CHAN_RECORD_OVERHEAD - 16) // room before the plaintext
-#define CONN_WINDOW_MIN (256U << 10)
+#define CONN_WINDOW_MIN (64U << 10)
+#define CONN_WINDOW_START (256U << 10)
 #define CONN_WINDOW_MAX (8U << 20)
 #define CONN_CALLS_HIGH (1U << 20) // small messages wait with their flow beyond this
 #define CONN_CALLS_MAX (4U << 20)

@@ -10,8 +10,11 @@
 #include "rpc/rpc.h"
 
 #define TX_CREDIT_MAX (64LL << 20)
+// Of acknowledgements, beyond the shortest delay seen: what our own bytes add to it.
+#define QUEUE_LOW_US 2000
+#define QUEUE_HIGH_US 12000
 #define PART_FIRST_MIN (64U << 10)
-#define PART_FIRST_MAX (1U << 20)
+#define PART_FIRST_MAX ((1U << 20) + 4096)
 
 static void on_ack(struct conn *c, uint64_t n)
 {
@@ -34,9 +37,10 @@ static void on_ack(struct conn *c, uint64_t n)
     if (c->min_ack_us == 0 || delay < c->min_ack_us)
         c->min_ack_us = delay > 0 ? delay : 1;
     c->rtt_us = c->rtt_us ? c->rtt_us + (delay - c->rtt_us) / 8 : delay;
-    if (c->window_limited && delay < 2 * c->min_ack_us)
+    int64_t queued = delay - c->min_ack_us;
+    if (c->window_limited && queued < QUEUE_LOW_US + c->min_ack_us / 4)
         c->window = c->window + acked < CONN_WINDOW_MAX ? c->window + acked : CONN_WINDOW_MAX;
-    else if (delay > 8 * c->min_ack_us + 20000)
+    else if (queued > QUEUE_HIGH_US + c->min_ack_us)
         c->window = c->window / 2 > CONN_WINDOW_MIN ? c->window / 2 : CONN_WINDOW_MIN;
     c->window_limited = false;
     if (c->draining && conn_all_acked(c) && c->o.owner->idle)

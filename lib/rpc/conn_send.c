@@ -7,22 +7,45 @@
 // gathers the calls of many threads the same way.
 //
 // Acknowledgements say "taken from the transport and authenticated". They bound what is inside the
-// transport (its queues drop silently), and their delay steers the byte window.
+// transport (nng's queues drop silently), and their delay steers the byte window: it grows while
+// our own bytes delay them little, so that sealing, the way and opening overlap, and shrinks to a
+// record or two where the link is slow.
 #include <string.h>
 
 #include "base/mem.h"
 #include "base/time.h"
 #include "rpc/conn_internal.h"
 
-#define RECORD_MIXED (64U << 10) // record size while several calls are active
+#define RECORD_MIN (32U << 10)     // even when the window is small
+#define RECORD_LAST_MIN (4U << 10) // what overshoots the window at most
+#define RECORD_MIXED (64U << 10)   // record size while several calls are active
 #define ACK_RECORDS (CONN_UNACKED_MAX / 4)
-#define ACK_BYTES (CONN_WINDOW_MIN / 4)
-#define QUANTUM (16U << 10) // of one flow before the next has its turn
+#define ACK_BYTES (CONN_WINDOW_MIN / 2)
+#define WINDOW_MIXED (128U << 10) // a small call waits behind no more than this
+#define QUANTUM (16U << 10)       // of one flow before the next has its turn
 #define COALESCE_BYTES (32U << 10)
 
+static bool is_mixed(const struct conn *c)
+{
+    return c->now_us < c->mixed_until_us;
+}
+
+static size_t window_now(const struct conn *c)
+{
+    return is_mixed(c) && c->window > WINDOW_MIXED ? WINDOW_MIXED : c->window;
+}
+
+// Half of the window, so that one is on its way while another is sealed or opened; and the last one
+// just fills it, since a peer may wait for a full window before it acknowledges.
 static size_t record_limit(const struct conn *c)
 {
-    return c->now_us < c->mixed_until_us ? RECORD_MIXED : CHAN_MAX_RECORD;
+    size_t window = window_now(c), most = is_mixed(c) ? RECORD_MIXED : CHAN_MAX_RECORD;
+    size_t left = window > c->unacked_bytes ? window - c->unacked_bytes : 0;
+    if (most > window / 2)
+        most = window / 2 > RECORD_MIN ? window / 2 : RECORD_MIN;
+    if (most > left && c->unacked_bytes)
+        most = left > RECORD_LAST_MIN ? left : RECORD_LAST_MIN;
+    return most;
 }
 
 static size_t ready_bytes(const struct list *l, size_t most)
@@ -92,7 +115,7 @@ static size_t take_flow(struct conn *c, struct flow *f, uint8_t *dst, size_t roo
         bool half = end && !ch->next && f->tx_half_pending;
         unsigned flags = (end && ch->last ? FRAME_LAST : 0U) | (half ? FRAME_HALF : 0U);
         out += frame_head(dst + out, FRAME_DATA, flags, f->id, n);
-        memcpy(dst + out, ch->data + ch->off, n);
+        memcpy(dst + out, ch->bytes + ch->off, n);
         out += n;
         moved += n + FRAME_DATA_COST;
         f->bytes_out += n;
@@ -232,7 +255,7 @@ void conn_flush(struct conn *c)
             return;
         }
         bool room = conn_n_unacked(c) < CONN_UNACKED_MAX &&
-                    (conn_n_unacked(c) == 0 || c->unacked_bytes < c->window);
+                    (conn_n_unacked(c) == 0 || c->unacked_bytes < window_now(c));
         bool ack = c->ack_now || c->rx_records - c->rx_acked >= ACK_RECORDS ||
                    c->rx_unacked_bytes >= ACK_BYTES;
         bool control = ack || conn_pending(&c->control, c->control_off);

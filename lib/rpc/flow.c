@@ -76,8 +76,6 @@ void flow_post(struct flow *f, unsigned events)
 {
     struct conn *c = f->conn;
     f->events |= events;
-    if (f->n_waiting)
-        pthread_cond_broadcast(&f->cond);
     if (f->is_posted)
         return;
     f->is_posted = true;
@@ -188,7 +186,15 @@ struct chunk *chunk_new(size_t n)
 {
     struct chunk *c = mem_alloc_unset(sizeof *c + n);
     if (c)
-        *c = (struct chunk){.n = n};
+        *c = (struct chunk){.bytes = c->data, .n = n};
+    return c;
+}
+
+struct chunk *chunk_borrow(const void *p, size_t n)
+{
+    struct chunk *c = mem_alloc_unset(sizeof *c);
+    if (c)
+        *c = (struct chunk){.bytes = p, .n = n};
     return c;
 }
 
@@ -292,9 +298,9 @@ void flow_abort(struct flow *f, enum status code, const char *msg)
     flow_remove(f);
 }
 
-// The stream's share of a grant. may_grow: a reader that keeps up gets a larger window, or distance
-// would set the speed.
-static void grant_stream(struct flow *f, size_t cost, bool may_grow)
+// The stream's share of a grant. A reader that keeps up gets a larger window, or distance would set
+// the speed: so many times larger.
+static void grant_stream(struct flow *f, size_t cost, int64_t times)
 {
     struct conn *c = f->conn;
     if (!f->is_added || f->rx_half)
@@ -302,9 +308,10 @@ static void grant_stream(struct flow *f, size_t cost, bool may_grow)
     f->rx_grant += (int64_t)cost;
     if (f->rx_grant < f->rx_window / 4)
         return;
-    if (may_grow && !f->raw && !f->rx_head && f->rx_window < CONN_STREAM_CREDIT_MAX) {
-        f->rx_grant += f->rx_window;
-        f->rx_window *= 2;
+    if (!f->raw && !f->rx_head) {
+        int64_t before = f->rx_window, grown = before * times;
+        f->rx_window = grown < CONN_STREAM_CREDIT_MAX ? grown : CONN_STREAM_CREDIT_MAX;
+        f->rx_grant += f->rx_window - before;
     }
     frame_put_number(&c->control, FRAME_WINDOW, f->id, (uint64_t)f->rx_grant);
     f->rx_credit += f->rx_grant;
@@ -312,16 +319,24 @@ static void grant_stream(struct flow *f, size_t cost, bool may_grow)
 }
 
 // The others' share of what is held is small enough for larger windows.
-static bool is_easy(const struct flow *f)
+static bool is_easy(const struct flow *f, size_t most)
 {
     const struct conn *c = f->conn;
-    return !conn_has_rx_credit(c) || c->rx_held - f->rx_held <= CONN_HELD_EASY;
+    return !conn_has_rx_credit(c) || c->rx_held - f->rx_held <= most;
+}
+
+// A message that needs more than its window at first needs much more as a rule.
+static int64_t times_for_part(const struct flow *f, bool is_oldest)
+{
+    if (is_easy(f, CONN_HELD_EASY / 4))
+        return 16;
+    return is_oldest || is_easy(f, CONN_HELD_EASY) ? 2 : 1;
 }
 
 void flow_grant(struct flow *f, size_t cost)
 {
     conn_give_credit(f->conn, cost);
-    grant_stream(f, cost, is_easy(f));
+    grant_stream(f, cost, is_easy(f, CONN_HELD_EASY) ? 2 : 1);
 }
 
 // ---------------------------------------------------------------- messages in parts
@@ -354,7 +369,7 @@ void conn_feed_parts(struct conn *c)
         size_t cost = f->part_wait;
         f->part_wait = 0;
         if (cost)
-            grant_stream(f, cost, oldest || is_easy(f));
+            grant_stream(f, cost, times_for_part(f, oldest));
         oldest = false;
     }
 }
@@ -363,7 +378,7 @@ void flow_grant_part(struct flow *f, size_t cost)
 {
     struct conn *c = f->conn;
     if (!conn_has_rx_credit(c)) {
-        flow_grant(f, cost);
+        grant_stream(f, cost, times_for_part(f, true));
         return;
     }
     conn_give_credit(c, cost);
@@ -375,7 +390,7 @@ void flow_part_ends(struct flow *f)
 {
     f->conn->rx_parts -= f->part_len;
     f->part_len = f->part_cap = f->part_cost = 0;
-    grant_stream(f, f->part_wait, false);
+    grant_stream(f, f->part_wait, 1);
     f->part_wait = 0;
     list_remove(&f->assembling);
 }

@@ -90,10 +90,10 @@ struct rpc_server {
     struct method_entry *methods[N_METHOD_BUCKETS];
     rpc_route_fn route;
     void *route_ud;
-    struct conn *table[N_CONN_BUCKETS]; // by pipe
     rpc_elsewhere_fn elsewhere; // NULL: nothing served here is
     void *elsewhere_ud;
     unsigned elsewhere_allow;
+    struct conn *table[N_CONN_BUCKETS]; // by pipe
     struct list half_open, conns;       // oldest first
     unsigned n_conns;
     struct door *door;
@@ -209,6 +209,12 @@ struct proxy *proxy_new(struct rpc_call *c) MUST_CHECK;
 void proxy_start(struct rpc_call *c);
 void proxy_event(struct rpc_call *c, unsigned events);
 void proxy_free(struct proxy *p);
+
+// ---------------------------------------------------------------- message.c
+// rpc_message_unpack() of a message that was received; m is consumed always, and lives on with the
+// result where that is cheaper than to copy.
+enum status message_take(const ProtobufCMessageDescriptor *d, struct rx_msg *m,
+                         ProtobufCMessage **ret, struct err *err) MUST_CHECK;
 
 // ---------------------------------------------------------------- breaker.c
 
@@ -419,6 +425,7 @@ struct call_spec { // what every attempt needs; strings borrowed
     bool fail_fast;
     const void *req; // packed, or NULL for streams without one
     size_t req_len;
+    bool req_stays; // as long as an attempt has not ended
 };
 struct attempt *attempt_new(struct rpc_client *c, const struct call_spec *spec) MUST_CHECK;
 struct attempt *attempt_ref(struct attempt *s);

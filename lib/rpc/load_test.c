@@ -132,11 +132,94 @@ static void test_as_many_calls_as_allowed_are_never_too_many(void **state)
     world_done(&w);
 }
 
+// ---------------------------------------------------------------- messages that are not copied
+
+static struct rx_msg *received(const uint8_t *p, size_t n)
+{
+    struct rx_msg *m = mem_alloc(sizeof *m + n);
+    assert_non_null(m);
+    m->n = n;
+    memcpy(m->data, p, n);
+    return m;
+}
+
+// Field 1 is `data`, 2 `text`: tag, length in three bytes of varint, so many bytes.
+static size_t put_field(uint8_t *dst, unsigned number, size_t n, int fill)
+{
+    dst[0] = (uint8_t)(number << 3 | 2);
+    dst[1] = (uint8_t)((n & 0x7f) | 0x80);
+    dst[2] = (uint8_t)((n >> 7 & 0x7f) | 0x80);
+    dst[3] = (uint8_t)(n >> 14);
+    memset(dst + 4, fill, n);
+    return n + 4;
+}
+
+static void assert_taken_like_unpacked(const uint8_t *p, size_t n)
+{
+    struct err err = ERR_INIT;
+    ProtobufCMessage *plain = NULL, *taken = NULL;
+    enum status want = rpc_message_unpack(&note_descriptor, p, n, &plain, &err);
+    assert_int_equal(message_take(&note_descriptor, received(p, n), &taken, &err), want);
+    if (want != STATUS_OK)
+        return;
+    const Note *a = (const Note *)(void *)plain, *b = (const Note *)(void *)taken;
+    assert_int_equal(a->data.len, b->data.len);
+    assert_int_equal(a->number, b->number);
+    assert_string_equal(a->text, b->text);
+    if (a->data.len)
+        assert_memory_equal(a->data.data, b->data.data, a->data.len);
+    rpc_message_free(plain);
+    rpc_message_free(taken);
+}
+
+static void test_a_large_field_is_read_where_it_lies(void **state)
+{
+    (void)state;
+    enum { SMALL = 100, LARGE = 60000 };
+    static const struct {
+        unsigned number;
+        size_t n;
+    } rows[][4] = {
+        {{1, LARGE}},
+        {{1, SMALL}},
+        {{2, SMALL}, {1, LARGE}},
+        {{1, LARGE}, {2, LARGE}},
+        {{1, SMALL}, {1, LARGE}, {2, SMALL}},
+        {{1, LARGE}, {1, SMALL}, {2, SMALL}},
+        {{1, LARGE}, {1, LARGE}},
+        {{2, LARGE}, {1, LARGE}, {2, SMALL}, {9, LARGE}}, // 9: not known
+    };
+    static uint8_t p[4 * (LARGE + 4) + 2];
+    for (size_t r = 0; r < N_ELEMENTS(rows); r++) {
+        size_t n = 0;
+        for (size_t i = 0; i < 4 && rows[r][i].number; i++)
+            n += put_field(p + n, rows[r][i].number, rows[r][i].n, (int)('a' + i));
+        p[n++] = 3 << 3; // number
+        p[n++] = 42;
+        assert_taken_like_unpacked(p, n);
+        assert_taken_like_unpacked(p, n - 1); // cut short
+        for (int64_t at = 0;; at++) {         // memory runs out
+            struct err err = ERR_INIT;
+            ProtobufCMessage *m = NULL;
+            struct rx_msg *rx = received(p, n);
+            mem_fail_at(at);
+            enum status s = message_take(&note_descriptor, rx, &m, &err);
+            bool was_all = mem_n_allocs() <= at;
+            mem_fail_at(-1);
+            assert_int_equal(s, was_all ? STATUS_OK : STATUS_RESOURCE_EXHAUSTED);
+            rpc_message_free(m);
+            if (was_all)
+                break;
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_large_messages_at_once_take_turns_in_bounded_memory),
         cmocka_unit_test(test_as_many_calls_as_allowed_are_never_too_many),
+        cmocka_unit_test(test_a_large_field_is_read_where_it_lies),
     };
     return cmocka_run_group_tests(tests, NULL, group_done);
 }

@@ -5,6 +5,9 @@
 // number of fields, UTF-8), and what protobuf-c then allocates comes from one arena with a budget
 // that grows with the input. The arena starts in front of the message, so the message alone is
 // enough to free everything.
+//
+// A large field of bytes is not copied: protobuf-c gets the message without it, and the field then
+// points into what was received, which the arena keeps.
 #include <limits.h>
 #include <string.h>
 
@@ -16,12 +19,18 @@
 #define MAX_FIELDS (256U << 10)
 #define BUDGET_BASE (1U << 20)
 #define BUDGET_PER_BYTE 32U
+#define LARGE (16U << 10) // bytes worth the trouble
+#define STACK_REST 256
 
 // ---------------------------------------------------------------- prescan
 
 struct scan {
     unsigned n_fields;
     struct err *err;
+    // The message's own large field of bytes, if there is one, and where it begins.
+    const ProtobufCFieldDescriptor *large;
+    const uint8_t *large_tag, *large_bytes;
+    size_t large_len;
 };
 
 static bool read_varint(const uint8_t **p, const uint8_t *end, uint64_t *ret)
@@ -70,6 +79,21 @@ static enum status scan_bytes(struct scan *s, const ProtobufCMessageDescriptor *
     return STATUS_OK;
 }
 
+// The last one with a number counts, so another one behind it takes its place.
+static void note_large(struct scan *s, const ProtobufCFieldDescriptor *f, const uint8_t *tag,
+                       const uint8_t *p, size_t n)
+{
+    if (s->large && s->large == f)
+        s->large = NULL;
+    if (!s->large && n >= LARGE && f->type == PROTOBUF_C_TYPE_BYTES &&
+        f->label == PROTOBUF_C_LABEL_NONE && !(f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF)) {
+        s->large = f;
+        s->large_tag = tag;
+        s->large_bytes = p;
+        s->large_len = n;
+    }
+}
+
 static enum status scan_message(struct scan *s, const ProtobufCMessageDescriptor *d,
                                 const uint8_t *p, size_t n, unsigned depth)
 {
@@ -78,6 +102,7 @@ static enum status scan_message(struct scan *s, const ProtobufCMessageDescriptor
     const uint8_t *end = p + n;
     while (p < end) {
         uint64_t tag, v;
+        const uint8_t *begin = p;
         if (!read_varint(&p, end, &tag) || tag >> 3 == 0 || tag > UINT32_MAX)
             return malformed(s, d, "bad field tag");
         if (++s->n_fields > MAX_FIELDS)
@@ -104,6 +129,8 @@ static enum status scan_message(struct scan *s, const ProtobufCMessageDescriptor
             enum status st = scan_bytes(s, d, f, p, (size_t)v, depth);
             if (st != STATUS_OK)
                 return st;
+            if (f && depth == 1)
+                note_large(s, f, begin, p, (size_t)v);
             p += v;
             break;
         }
@@ -120,6 +147,7 @@ struct block {
     struct block *next; // in the first block: the newest further block
     size_t used, cap;
     size_t budget; // first block only: bytes that may still be allocated
+    void *kept;    // the same: what fields point into
 };
 #define ALIGN 16U
 #define HEAD ((sizeof(struct block) + ALIGN - 1) / ALIGN * ALIGN)
@@ -185,24 +213,26 @@ static void blocks_free(struct block *first)
 {
     while (first) {
         struct block *next = first->next;
+        mem_free(first->kept);
         mem_free(first);
         first = next;
     }
 }
 
-enum status rpc_message_unpack(const ProtobufCMessageDescriptor *d, const void *p, size_t n,
-                               ProtobufCMessage **ret, struct err *err)
+static enum status check(struct scan *s, const ProtobufCMessageDescriptor *d, const void *p,
+                         size_t n)
 {
     if (n > RPC_MAX_MESSAGE_BYTES)
-        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "%s: message of %zu bytes is too large",
+        return err_set(s->err, STATUS_RESOURCE_EXHAUSTED, "%s: message of %zu bytes is too large",
                        d->name, n);
-    struct scan s = {.err = err};
-    enum status st = scan_message(&s, d, n ? p : (const void *)"", n, 1);
-    if (st != STATUS_OK)
-        return st;
+    return scan_message(s, d, n ? p : (const void *)"", n, 1);
+}
 
+static enum status unpack(const struct scan *s, const ProtobufCMessageDescriptor *d, const void *p,
+                          size_t n, ProtobufCMessage **ret, struct err *err)
+{
     // One block holds most messages: the struct, a little per field, and the bytes themselves.
-    struct pool a = {.hint = d->sizeof_message + n + (size_t)s.n_fields * 24 + 64};
+    struct pool a = {.hint = d->sizeof_message + n + (size_t)s->n_fields * 24 + 64};
     struct block *first = block_new(&a, ALIGN);
     if (!first)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "%s: out of memory", d->name);
@@ -219,6 +249,52 @@ enum status rpc_message_unpack(const ProtobufCMessageDescriptor *d, const void *
         return err_set(err, STATUS_INVALID_ARGUMENT, "malformed %s", d->name);
     }
     *ret = m;
+    return STATUS_OK;
+}
+
+enum status rpc_message_unpack(const ProtobufCMessageDescriptor *d, const void *p, size_t n,
+                               ProtobufCMessage **ret, struct err *err)
+{
+    struct scan s = {.err = err};
+    enum status st = check(&s, d, p, n);
+    return st == STATUS_OK ? unpack(&s, d, p, n, ret, err) : st;
+}
+
+// What is left of a message when its large field is cut out; NULL: no memory.
+static uint8_t *cut_large(const struct scan *s, const struct rx_msg *m, uint8_t *stack,
+                          size_t *ret_len)
+{
+    const uint8_t *behind = s->large_bytes + s->large_len;
+    size_t before = (size_t)(s->large_tag - m->data), after = (size_t)(m->data + m->n - behind);
+    uint8_t *rest = before + after <= STACK_REST ? stack : mem_alloc_unset(before + after);
+    if (!rest)
+        return NULL;
+    memcpy(rest, m->data, before);
+    memcpy(rest + before, behind, after);
+    *ret_len = before + after;
+    return rest;
+}
+
+enum status message_take(const ProtobufCMessageDescriptor *d, struct rx_msg *m,
+                         ProtobufCMessage **ret, struct err *err)
+{
+    uint8_t stack[STACK_REST], *rest = m->data;
+    size_t n = m->n;
+    struct scan s = {.err = err};
+    enum status st = check(&s, d, m->data, m->n);
+    if (st == STATUS_OK && s.large && !(rest = cut_large(&s, m, stack, &n)))
+        st = err_set(err, STATUS_RESOURCE_EXHAUSTED, "%s: out of memory", d->name);
+    if (st == STATUS_OK)
+        st = unpack(&s, d, rest, n, ret, err);
+    if (rest != stack && rest != m->data)
+        mem_free(rest);
+    if (st != STATUS_OK || !s.large) {
+        mem_free(m);
+        return st;
+    }
+    ProtobufCBinaryData *field = (void *)((uint8_t *)*ret + s.large->offset);
+    *field = (ProtobufCBinaryData){.len = s.large_len, .data = m->data + (s.large_bytes - m->data)};
+    ((struct block *)(void *)((uint8_t *)*ret - HEAD))->kept = m;
     return STATUS_OK;
 }
 

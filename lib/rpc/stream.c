@@ -319,7 +319,7 @@ enum status rpc_stream_open(struct rpc_client *c, const struct rpc_method *m,
     call_spec_init(&spec, m, o);
     if (req) {
         spec.req_len = protobuf_c_message_get_packed_size(req);
-        packed = mem_alloc(spec.req_len + 1);
+        packed = mem_alloc_unset(spec.req_len + 1);
         if (!packed)
             return err_set(err, STATUS_RESOURCE_EXHAUSTED, "%s: out of memory", m->name);
         protobuf_c_message_pack(req, packed);
@@ -437,7 +437,7 @@ static enum status receive(struct rpc_stream *s, bool may_wait, ProtobufCMessage
         if (*ret_ended && !again)
             st = end_status(s, a, err);
         else if (m)
-            st = rpc_message_unpack(a->m->reply, m->data, m->n, ret, err);
+            st = message_take(a->m->reply, TAKE(m), ret, err);
         mem_free(m);
         attempt_unref(a);
         if (!again)

@@ -87,7 +87,7 @@ static enum status read_answer(struct attempt *s, struct attempt_end *e, Protobu
         return err_from_status(err, &s->flow.status);
     if (!e->reply)
         return err_set(err, STATUS_INTERNAL, "%s: the server sent no reply", s->m->name);
-    return rpc_message_unpack(s->m->reply, e->reply->data, e->reply->n, ret, err);
+    return message_take(s->m->reply, TAKE(e->reply), ret, err);
 }
 
 static void tell_details(const struct attempt *s, const struct attempt_end *e,
@@ -602,9 +602,10 @@ static void arm(struct unary *u)
 static struct unary *unary_new(struct rpc_client *c, const struct call_spec *spec,
                                const struct rpc_opts *o, const ProtobufCMessage *message)
 {
-    struct unary *u = mem_alloc(sizeof *u + call_spec_room(spec) + spec->req_len);
+    struct unary *u = mem_alloc_unset(sizeof *u + call_spec_room(spec) + spec->req_len);
     if (!u)
         return NULL;
+    memset(u, 0, sizeof *u);
     if (!client_enter(c)) {
         mem_free(u);
         return NULL;
@@ -618,6 +619,7 @@ static struct unary *unary_new(struct rpc_client *c, const struct call_spec *spe
     else
         protobuf_c_message_pack(message, (uint8_t *)at);
     u->spec.req = at;
+    u->spec.req_stays = true; // its attempts hold a reference while they send
     for (size_t i = 0; i < N_ELEMENTS(spec->cancel); i++) {
         if (spec->cancel[i])
             cancel_ref(spec->cancel[i]);
@@ -744,11 +746,12 @@ enum status rpc_unary(struct rpc_client *c, const struct rpc_method *m, const st
     enum status s = call_spec_check(&spec, err);
     if (s != STATUS_OK)
         return s;
-    if (spec.req_len > sizeof stack && !(heap = mem_alloc(spec.req_len)))
+    if (spec.req_len > sizeof stack && !(heap = mem_alloc_unset(spec.req_len)))
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "%s: out of memory", m->name);
     uint8_t *packed = heap ? heap : stack;
     protobuf_c_message_pack(req, packed);
     spec.req = packed;
+    spec.req_stays = true; // until the attempt has ended, and with it what it has queued
 
     struct retry_plan plan;
     const struct endpoint *avoid = NULL;
