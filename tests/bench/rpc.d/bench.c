@@ -252,11 +252,12 @@ static long case_stream(const struct bench_system *s, const struct opts *o)
 static long case_connect(const struct bench_system *s, const struct opts *o)
 {
     struct bench_run *r = NULL;
-    double cpu = 0;
+    double cpu = 0, wall = 0;
     for (int pass = 0; pass < 2; pass++) { // the first warms up
         free(r);
         r = run_new(pass ? o->seconds : o->seconds * WARM_SHARE);
         cpu = cpu_s(o);
+        wall = (double)bench_now_ns() / 1e9;
         while (bench_next(r)) {
             int64_t began = bench_now_ns();
             void *conn = s->connect(o->address, o->pooled);
@@ -265,11 +266,14 @@ static long case_connect(const struct bench_system *s, const struct opts *o)
                 s->disconnect(conn);
         }
         cpu = cpu_s(o) - cpu;
+        wall = (double)bench_now_ns() / 1e9 - wall;
     }
     double n = (double)r->n_done;
-    printf("{\"p50_us\": %.2f, \"p99_us\": %.2f, \"cpu_s_per_100k\": %.3f, \"calls\": %.0f, "
+    printf("{\"calls_per_s\": %.1f, \"p50_us\": %.2f, \"p99_us\": %.2f, \"cpu_s_per_100k\": %.3f, "
+           "\"calls\": %.0f, "
            "\"failed\": %ld}\n",
-           percentile_us(r, 0.5), percentile_us(r, 0.99), cpu * 1e5 / n, n, (long)r->n_failed);
+           n / wall, percentile_us(r, 0.5), percentile_us(r, 0.99), cpu * 1e5 / n, n,
+           (long)r->n_failed);
     long failed = r->n_failed;
     free(r);
     return failed;
@@ -387,16 +391,18 @@ static long case_slow(const struct bench_system *s, const struct opts *o)
     void *other = s->two_at_once ? conn : connect_or_die(s, o);
     long failed = !s->echo(conn, 128);
     struct reader slow, fast;
-    double before = rss_kib(o->pid);
+    double before = rss_kib(o->pid), cpu = cpu_s(o);
     reader_start(&slow, s, conn, o->size, SLOW_READ_MS);
     reader_start(&fast, s, other, o->size, 0);
     let_run(&fast, o->seconds);
     double mb = (double)fast.bytes / o->seconds / 1e6, slow_mb = (double)slow.bytes / 1e6;
     double grown = rss_kib(o->pid) - before;
+    cpu = cpu_s(o) - cpu;
     failed += reader_stop(&fast) + reader_stop(&slow);
-    printf("{\"mb_per_s\": %.1f, \"slow_mb_per_s\": %.2f, \"server_growth_kib\": %.0f, "
-           "\"one_connection\": %s, \"failed\": %ld}\n",
-           mb, slow_mb / o->seconds, grown, s->two_at_once ? "true" : "false", failed);
+    printf("{\"mb_per_s\": %.1f, \"slow_mb_per_s\": %.2f, \"cpu_s_per_gib\": %.3f, "
+           "\"server_growth_kib\": %.0f, \"one_connection\": %s, \"failed\": %ld}\n",
+           mb, slow_mb / o->seconds, cpu * 1024 * MIB / (mb * o->seconds * 1e6 + slow_mb * 1e6),
+           grown, s->two_at_once ? "true" : "false", failed);
     if (other != conn)
         s->disconnect(other);
     s->disconnect(conn);
@@ -420,17 +426,21 @@ static long case_mixed(const struct bench_system *s, const struct opts *o)
     reader_start(&bulk, s, conn, o->size, 0);
     warm(s, conn, &small);
     int64_t began = bench_now_ns();
+    double cpu = cpu_s(o);
     long long bytes = bulk.bytes;
     struct bench_run *busy = run_new(o->seconds);
     loop(s, conn, &small, busy);
     double wall = (double)(bench_now_ns() - began) / 1e9;
     double mb = (double)(bulk.bytes - bytes) / wall / 1e6;
+    cpu = cpu_s(o) - cpu;
     long failed = reader_stop(&bulk) + idle->n_failed + busy->n_failed;
     printf("{\"idle_p50_us\": %.1f, \"idle_p99_us\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, "
-           "\"p99_to_idle\": %.3f, \"mb_per_s\": %.2f, \"calls\": %ld, \"failed\": %ld}\n",
+           "\"p99_to_idle\": %.3f, \"mb_per_s\": %.2f, \"cpu_s_per_gib\": %.3f, "
+           "\"calls_per_s\": %.1f, \"calls\": %ld, \"failed\": %ld}\n",
            percentile_us(idle, 0.5), percentile_us(idle, 0.99), percentile_us(busy, 0.5),
            percentile_us(busy, 0.99), percentile_us(busy, 0.99) / percentile_us(idle, 0.99), mb,
-           (long)busy->n_done, failed);
+           cpu * 1024 * MIB / (mb * wall * 1e6), (double)busy->n_done / wall, (long)busy->n_done,
+           failed);
     free(idle);
     free(busy);
     s->disconnect(conn);
