@@ -58,6 +58,10 @@ enum option {
     OPT_KEY,
     OPT_WATCH,
     OPT_UNUSED,
+    OPT_SINCE,
+    OPT_CONSUMER,
+    OPT_OWNER,
+    OPT_ALL,
     N_OPTIONS
 };
 #define ALLOW(o) (UINT64_C(1) << (o))

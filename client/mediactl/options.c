@@ -37,7 +37,7 @@ const struct option_row option_rows[N_OPTIONS] = {
     [OPT_IDEMPOTENCY_KEY] = {"--idempotency-key", "KEY", "the same key never charges twice (else a new one)"},
     [OPT_TO]              = {"--to", "DIR", "library folder (CAUCE_LIBRARY, else ~/Cauce)"},
     [OPT_STATE]           = {"--state", "STATE", "only those in this state"},
-    [OPT_TOPIC]           = {"--topic", "TOPIC", "auth, upload, transcode or store (else transcode)"},
+    [OPT_TOPIC]           = {"--topic", "TOPIC", "auth, upload, transcode, store or swarm (else transcode)"},
     [OPT_FROM]            = {"--from", "N", "first event wanted; -1: only new ones (else -1)"},
     [OPT_SUBJECT]         = {"--subject", "ID", "only events about this item, order or user"},
     [OPT_DATA]            = {"-d", "JSON", "the request in JSON, @FILE or - for standard input (else {}); streams: one a line"},
@@ -48,6 +48,10 @@ const struct option_row option_rows[N_OPTIONS] = {
     [OPT_DEADLINE]        = {"--deadline", "TIME", "when the call must have ended: 5s, 2m (else 15s, streams a day)"},
     [OPT_KEY]             = {"--key", "KEY", "idempotency key: the call may be repeated and has one effect"},
     [OPT_WATCH]           = {"--watch", NULL, "go on, with what changes"},
+    [OPT_SINCE]           = {"--since", "TIME", "begin with events of that time (2025-01-31T12:00:00Z), or so long ago (10m)"},
+    [OPT_CONSUMER]        = {"--consumer", "NAME", "keep the position under this name, and go on from there the next time"},
+    [OPT_OWNER]           = {"--owner", "OWNER", "whose: a user's id, or a role (admin)"},
+    [OPT_ALL]             = {"--all", NULL, "of all users and roles (admin)"},
     [OPT_UNUSED]          = {"--unused", NULL, "methods that were never called, too"},
 };
 // clang-format on

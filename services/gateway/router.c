@@ -18,10 +18,9 @@ static const struct {
     const char *topic;
     unsigned role;
 } topics[] = {
-    {"auth", ROLE_NODE_SESSION},
-    {"upload", ROLE_NODE_ORCHESTRATOR},
-    {"transcode", ROLE_NODE_ORCHESTRATOR},
-    {"store", ROLE_NODE_STORE},
+    {"auth", ROLE_NODE_SESSION},           {"upload", ROLE_NODE_ORCHESTRATOR},
+    {"transcode", ROLE_NODE_ORCHESTRATOR}, {"store", ROLE_NODE_STORE},
+    {"swarm", ROLE_NODE_ORCHESTRATOR},
 };
 
 static unsigned owner(const char *method, const char *route)
@@ -79,8 +78,9 @@ enum status gateway_route(void *gateway, const struct rpc_method *m, const char 
     unsigned role = owner(m->name, route);
     const char *node = NULL;
     if (role == 0 && str_starts_with(m->name, "cauce.event.v1."))
-        return err_set(err, STATUS_NOT_FOUND,
-                       "the call's route must name a topic: auth, upload, transcode or store");
+        return err_set(
+            err, STATUS_NOT_FOUND,
+            "the call's route must name a topic: auth, upload, transcode, store or swarm");
     if (role == 0)
         return err_set(err, STATUS_UNIMPLEMENTED, "no service owns %s", m->name);
     if (role == ROLE_NODE_ORIGIN) {
