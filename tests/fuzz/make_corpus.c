@@ -6,10 +6,14 @@
 #include <sys/stat.h>
 
 #include "base/mem.h"
+#include "cauce/services.rpc.h"
 #include "channel/internal.h"
 #include "everything.pb-c.h"
 #include "fuzz.h"
 #include "fuzz_keys.h"
+#include "google/protobuf/descriptor.pb-c.h"
+#include "media/cmaf.h"
+#include "media/task.h"
 #include "rpc/details.h"
 #include "rpc/frame.h"
 #include "support/every_message.h"
@@ -346,6 +350,80 @@ static void make_http(void)
     put_buf("http", "unescape", &b);
 }
 
+// ---------------------------------------------------------------- descriptors
+
+// One file of the product's, with what its messages are made of.
+static void put_set(const Google__Protobuf__FileDescriptorSet *all, size_t which)
+{
+    static const char *const shared[] = {"google/protobuf/timestamp.proto", "cauce/common.proto"};
+    Google__Protobuf__FileDescriptorProto *files[N_ELEMENTS(shared) + 1];
+    Google__Protobuf__FileDescriptorSet set = GOOGLE__PROTOBUF__FILE_DESCRIPTOR_SET__INIT;
+    char name[32];
+    struct buf b;
+    set.file = files;
+    for (size_t i = 0; i < all->n_file; i++)
+        for (size_t k = 0; k < N_ELEMENTS(shared); k++)
+            if (i != which && strcmp(all->file[i]->name, shared[k]) == 0)
+                files[set.n_file++] = all->file[i];
+    files[set.n_file++] = all->file[which];
+    size_t n = google__protobuf__file_descriptor_set__get_packed_size(&set);
+    if (n > 6000) // small ones
+        return;
+    buf_init(&b, MAX_BYTES);
+    put_part(&b, "\x0a\1x", 3);
+    uint8_t *p = buf_reserve(&b, n);
+    FUZZ_CHECK(p);
+    buf_commit(&b, google__protobuf__file_descriptor_set__pack(&set, p));
+    snprintf(name, sizeof name, "set-%zu", which);
+    put_buf("reflect", name, &b);
+}
+
+static void make_sets(void)
+{
+    Google__Protobuf__FileDescriptorSet *all = google__protobuf__file_descriptor_set__unpack(
+        NULL, cauce_descriptor_set_size, cauce_descriptor_set);
+    FUZZ_CHECK(all);
+    for (size_t i = 0; i < all->n_file; i++)
+        put_set(all, i);
+    google__protobuf__file_descriptor_set__free_unpacked(all, NULL);
+}
+
+// ---------------------------------------------------------------- tokens and media
+
+static void put_text(const char *target, const char *name, uint8_t first, const char *text)
+{
+    struct buf b;
+    buf_init(&b, MAX_BYTES);
+    buf_put_u8(&b, first);
+    buf_puts(&b, text);
+    put_buf(target, name, &b);
+}
+
+static void make_others(void)
+{
+    put_text("token", "signed", 1,
+             "{\"sub\":\"018f2b6e-7d3a-7c11-9a55-0123456789ab\",\"name\":\"ann\",\"sid\":\"s\","
+             "\"roles\":[\"user\",\"admin\",\"other\"],\"iat\":\"2026-11-21T09:05:29Z\","
+             "\"exp\":\"2999-11-21T09:05:29Z\",\"epoch\":7}");
+    put_text("token", "raw", 0, "v4.public.AAAA.eyJraWQiOiJrNC5waWQuIn0");
+    put_text("media", "plan", 0, "CPLN\1");
+    put_text("media", "sniff", 3, "....ftypisom....mp41");
+    struct media_task t = {.kind = MEDIA_TASK_PROBE, .threads = 2, .source_size = 1 << 20};
+    struct err err = ERR_INIT;
+    struct buf b;
+    buf_init(&b, MAX_BYTES);
+    buf_put_u8(&b, 2);
+    FUZZ_CHECK(media_task_encode(&t, &b, &err) == STATUS_OK);
+    put_buf("media", "task", &b);
+    static const uint8_t picture[] = "\0\0\0\4abcd";
+    struct media_sample sample = {
+        .data = picture, .size = 8, .duration = 1000, .cts = -5, .sync = true};
+    buf_init(&b, MAX_BYTES);
+    buf_put_u8(&b, 1);
+    FUZZ_CHECK(media_cmaf_fragment(7, MEDIA_VIDEO_TRACK, 90000, &sample, 1, &b, &err) == STATUS_OK);
+    put_buf("media", "fragment", &b);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2) {
@@ -363,5 +441,7 @@ int main(int argc, char **argv)
     make_records();
     make_pubsub();
     make_http();
+    make_sets();
+    make_others();
     return 0;
 }

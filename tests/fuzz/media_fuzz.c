@@ -1,0 +1,85 @@
+// What workers and uploads say of media: plans, fragments, tasks, first bytes of files.
+#include <string.h>
+
+#include "base/mem.h"
+#include "fuzz.h"
+#include "media/cmaf.h"
+#include "media/playlist.h"
+#include "media/sniff.h"
+#include "media/task.h"
+
+static void print_playlists(const struct media_plan *p)
+{
+    struct buf b;
+    struct err err = ERR_INIT;
+    buf_init(&b, 16 << 20);
+    FUZZ_CHECK(media_playlist_master(p, 0, 0, &b, &err) == STATUS_OK || err.msg[0]);
+    for (size_t i = 0; i < p->n_renditions; i++) {
+        buf_reset(&b);
+        FUZZ_CHECK(media_playlist_rendition(p, i, &b, &err) == STATUS_OK || err.msg[0]);
+    }
+    buf_done(&b);
+}
+
+static void try_plan(struct fuzz_input in)
+{
+    AUTO(media_plan_free_p) struct media_plan *p = NULL;
+    AUTO(media_plan_free_p) struct media_plan *again = NULL;
+    struct err err = ERR_INIT;
+    struct buf one, two;
+    if (media_plan_decode(in.p, in.n, &p, &err) != STATUS_OK)
+        return;
+    FUZZ_CHECK(media_plan_check(p, &err) == STATUS_OK);
+    buf_init(&one, MEDIA_PLAN_MAX_BYTES);
+    buf_init(&two, MEDIA_PLAN_MAX_BYTES);
+    FUZZ_CHECK(media_plan_encode(p, &one, &err) == STATUS_OK);
+    FUZZ_CHECK(media_plan_decode(one.data, one.len, &again, &err) == STATUS_OK);
+    FUZZ_CHECK(media_plan_encode(again, &two, &err) == STATUS_OK);
+    FUZZ_CHECK(one.len == two.len && memcmp(one.data, two.data, one.len) == 0);
+    print_playlists(p);
+    buf_done(&one);
+    buf_done(&two);
+}
+
+static void try_fragment(struct fuzz_input in)
+{
+    struct media_fragment f;
+    struct err err = ERR_INIT;
+    if (media_cmaf_parse(in.p, in.n, &f, &err) == STATUS_OK)
+        FUZZ_CHECK(f.data_offset <= in.n && f.data_len <= in.n - f.data_offset);
+}
+
+static void try_task(struct fuzz_input in)
+{
+    struct media_task t, again;
+    struct err err = ERR_INIT;
+    struct buf b;
+    if (media_task_decode(in.p, in.n, &t, &err) != STATUS_OK)
+        return;
+    FUZZ_CHECK(t.plan_len == 0 || (t.plan >= in.p && t.plan + t.plan_len <= in.p + in.n));
+    buf_init(&b, 16 << 20);
+    FUZZ_CHECK(media_task_encode(&t, &b, &err) == STATUS_OK);
+    FUZZ_CHECK(media_task_decode(b.data, b.len, &again, &err) == STATUS_OK);
+    FUZZ_CHECK(again.n_renditions == t.n_renditions && again.plan_len == t.plan_len);
+    buf_done(&b);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct fuzz_input in = {data, size};
+    switch (fuzz_u8(&in) % 4) {
+    case 0:
+        try_plan(in);
+        break;
+    case 1:
+        try_fragment(in);
+        break;
+    case 2:
+        try_task(in);
+        break;
+    default:
+        (void)media_kind_name(media_sniff(in.n ? in.p : (const void *)"", in.n));
+        break;
+    }
+    return 0;
+}
