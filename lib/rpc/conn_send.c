@@ -75,6 +75,10 @@ static size_t take_run(struct buf *b, size_t *off, uint8_t *dst, size_t room, un
     if (*off == b->len && !b->failed) { // what failed is conn_flush()'s to see
         buf_reset(b);
         *off = 0;
+    } else if (*off > b->len / 2) { // it may never run empty: what was taken must not pile up
+        b->len -= *off;
+        memmove(b->data, b->data + *off, b->len + 1); // and its NUL
+        *off = 0;
     }
     return n;
 }
