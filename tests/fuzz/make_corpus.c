@@ -271,6 +271,34 @@ static void make_handshakes(void)
     }
 }
 
+// Behind SP's hello: the first message of a client; a length that cannot be; a wrong protocol.
+static void make_servers(void)
+{
+    struct fuzz_world w;
+    struct buf b, init;
+    fuzz_world_init(&w);
+    buf_init(&init, CHAN_MAX_HANDSHAKE);
+    init_of(&w, CHAN_LINK_CLIENT, &init);
+    buf_init(&b, MAX_BYTES);
+    buf_put_u8(&b, 3);
+    put_part(&b, init.data, init.len);
+    put_part(&b, "CQ\1\5", 4);
+    put_buf("server", "init", &b);
+    buf_done(&init);
+    buf_init(&b, MAX_BYTES);
+    buf_put_u8(&b, 1);
+    buf_append(&b, "\0\0\0\0\x40\0\0\0\x80\0\0\1", 12);
+    put_buf("server", "claims-a-gibibyte", &b);
+    buf_init(&b, MAX_BYTES);
+    buf_put_u8(&b, 0);
+    buf_append(&b, "\0SP\0\0\x31\0\0", 8);
+    put_buf("server", "another-protocol", &b);
+    buf_init(&b, MAX_BYTES);
+    buf_put_u8(&b, 1);
+    buf_append(&b, "\0\0\0\0\0\0\0\5\0\0\0\1x\0\0\0", 16);
+    put_buf("server", "no-request-id", &b);
+}
+
 static void make_records(void)
 {
     struct buf b;
@@ -438,6 +466,7 @@ int main(int argc, char **argv)
     make_messages();
     make_json();
     make_handshakes();
+    make_servers();
     make_records();
     make_pubsub();
     make_http();
