@@ -110,21 +110,26 @@ static enum status complete(struct invitation *i, const struct chan_peer *peer, 
     return STATUS_OK;
 }
 
-// The node among the others; the same one when it asks again.
-static enum status add_node(struct keyring *k, const struct svc_node *n, struct err *err)
+// The node among the others; the same one when it asks again, unless it was removed meanwhile.
+static enum status add_node(struct keyring *k, struct invitation *i, struct err *err)
 {
-    struct svc_node *there = keyring_find(k, n->id);
+    const struct svc_node *n = &i->node, *there = keyring_find(k, n->id);
 
     if (there && !crypto_equal(there->key, n->key, sizeof(n->key)))
         return err_set(err, STATUS_ALREADY_EXISTS,
-                       "there is a node '%s' by now: ask for another "
-                       "invitation",
-                       n->id);
+                       "there is a node '%s' by now: ask for another invitation", n->id);
     if (there)
         return STATUS_OK;
+    if (i->is_done)
+        return err_set(err, STATUS_FAILED_PRECONDITION,
+                       "the node %s was removed since: ask for another invitation", n->id);
     if (!keyring_add(k, n))
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "nodes.ini has no room for more nodes");
-    return keyring_write_nodes(k, err);
+    enum status s = keyring_write_nodes(k, err);
+    if (s != STATUS_OK)
+        return s;
+    i->is_done = true;
+    return invitation_save(k->dir, i, err);
 }
 
 static enum status answer(struct arena *a, const struct keyring *k, const struct invitation *i,
@@ -165,7 +170,7 @@ static enum status use(struct rpc_call *call, struct keyring *k, struct invitati
         s = invitation_save(k->dir, i, err);
     }
     if (s == STATUS_OK)
-        s = add_node(k, &i->node, err);
+        s = add_node(k, i, err);
     return s == STATUS_OK ? answer(rpc_call_arena(call), k, i, ret, err) : s;
 }
 

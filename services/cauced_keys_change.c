@@ -19,7 +19,7 @@
 #include "cauced.h"
 #include "config/config.h"
 #include "crypto/crypto.h"
-#include "keyring.h"
+#include "invitation.h"
 
 struct options {
     char *keys;
@@ -217,6 +217,8 @@ static enum status revoke_node(struct keyring *k, const char *id, const struct o
     if (n)
         keyring_remove(k, n);
     s = keyring_write_nodes(k, err);
+    if (s == STATUS_OK)
+        s = invitation_withdraw(k->dir, id, err);
     return s == STATUS_OK ? remove_files(k, id, err) : s;
 }
 

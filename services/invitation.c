@@ -63,6 +63,8 @@ enum status invitation_save(const char *dir, const struct invitation *i, struct 
                (long long)i->valid_s);
     if (i->is_used)
         put_bytes(&b, "used-by", i->used_by);
+    if (i->is_done)
+        buf_puts(&b, "done = yes\n");
     enum status s =
         b.failed ? no_memory(err) : keyring_replace_file(path, 0600, b.data, b.len, err);
     crypto_wipe(b.data, b.len);
@@ -92,6 +94,8 @@ static bool take(struct invitation *i, const char *key, const char *value)
         return str_parse_i64(value, 1, INT64_MAX, &i->expires_s, NULL) == STATUS_OK;
     if (str_eq(key, "valid"))
         return str_parse_i64(value, 1, INT64_MAX, &i->valid_s, NULL) == STATUS_OK;
+    if (str_eq(key, "done"))
+        return i->is_done = str_eq(value, "yes");
     if (str_eq(key, "used-by"))
         return i->is_used = take_bytes(i->used_by, value);
     return false;
@@ -123,24 +127,51 @@ enum status invitation_load(const char *dir, const uint8_t id[CHAN_JOIN_ID_SIZE]
     return s;
 }
 
-void invitation_clean(const char *dir)
+// Removes those for which is_due says so.
+static enum status remove_some(const char *dir,
+                               bool (*is_due)(const struct invitation *, const void *),
+                               const void *ud, struct err *err)
 {
     AUTO(mem_free_p) char *folder = mem_printf("%s/" FOLDER, dir);
-    DIR *d = folder ? opendir(folder) : NULL;
-    int64_t now_s = time_wall_ms() / 1000;
+    if (!folder)
+        return no_memory(err);
+    DIR *d = opendir(folder);
+    enum status s = d || errno == ENOENT ? STATUS_OK : err_errno(err, errno, "open %s", folder);
 
-    for (struct dirent *e; d && (e = readdir(d));) {
+    for (struct dirent *e; s == STATUS_OK && d && (e = readdir(d));) {
         uint8_t id[CHAN_JOIN_ID_SIZE];
         struct invitation i;
         if (!str_unhex(id, sizeof(id), e->d_name) ||
             invitation_load(dir, id, &i, NULL) != STATUS_OK)
             continue;
-        if (i.expires_s + TOLD_S < now_s)
-            (void)unlinkat(dirfd(d), e->d_name, 0);
+        if (is_due(&i, ud) && unlinkat(dirfd(d), e->d_name, 0) != 0)
+            s = err_errno(err, errno, "remove %s/%s", folder, e->d_name);
         crypto_wipe(&i, sizeof(i));
     }
     if (d)
         closedir(d);
+    return s;
+}
+
+static bool is_long_over(const struct invitation *i, const void *ud)
+{
+    (void)ud;
+    return i->expires_s + TOLD_S < time_wall_ms() / 1000;
+}
+
+void invitation_clean(const char *dir)
+{
+    (void)!remove_some(dir, is_long_over, NULL, NULL); // the next run comes
+}
+
+static bool is_for(const struct invitation *i, const void *node_id)
+{
+    return str_eq(i->node.id, node_id);
+}
+
+enum status invitation_withdraw(const char *dir, const char *node_id, struct err *err)
+{
+    return remove_some(dir, is_for, node_id, err);
 }
 
 // ---------------------------------------------------------------- the string

@@ -14,8 +14,8 @@ struct invitation {
     struct chan_join join;
     struct svc_node node;       // id, role, kind; url "" when the machine says it
     int64_t expires_s, valid_s; // Unix seconds; seconds that the grant lasts
-    bool is_used;
-    uint8_t used_by[32]; // the key that it gave a grant to
+    bool is_used, is_done;      // given to a key; and the node was made
+    uint8_t used_by[32];        // that key
 };
 
 // errors  ALREADY_EXISTS never: ids are random; those of the file system
@@ -26,6 +26,9 @@ enum status invitation_load(const char *dir, const uint8_t id[CHAN_JOIN_ID_SIZE]
                             struct invitation *ret, struct err *err) MUST_CHECK;
 // Those that expired more than a week ago. Until then their holders are told what is wrong.
 void invitation_clean(const char *dir);
+
+// All of that node, used or not: it is not to come in again by them.
+enum status invitation_withdraw(const char *dir, const char *node_id, struct err *err) MUST_CHECK;
 
 #define INVITATION_TEXT_SIZE (RPC_URL_SIZE + 128)
 void invitation_text(char out[INVITATION_TEXT_SIZE], const char *url, const uint8_t key[32],

@@ -466,6 +466,43 @@ static void test_machine_whose_answer_was_lost_asks_again(void **state)
     stop(&enrol);
 }
 
+static void remove_section(const char *id)
+{
+    AUTO(mem_free_p) char *text = read_text(in_folder("keys/nodes.ini"));
+    char section[80];
+    FILE *f = fopen(in_folder("keys/nodes.ini"), "we");
+
+    snprintf(section, sizeof(section), "[%s]", id);
+    char *from = strstr(text, section);
+    assert_non_null(f);
+    assert_non_null(from);
+    *from = '\0'; // it is the last
+    assert_true(fputs(text, f) >= 0);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void test_machine_that_was_put_out_does_not_come_in_again(void **state)
+{
+    (void)state;
+    struct process enrol = start_enrol();
+    AUTO(mem_free_p) char *first = invite("--name=worker-2", "--ttl=1h");
+
+    assert_int_equal(join(first, "machine", NULL), 0);
+    assert_int_equal(rename(in_folder("machine/worker-2.key"), in_folder("machine/joining.key")),
+                     0);
+    remove_section("worker-2"); // by hand
+    assert_int_equal(join(first, "machine", NULL), 1);
+    assert_file_says("err", "was removed since");
+    AUTO(mem_free_p) char *second = invite("--name=worker-2", "--ttl=1h");
+    assert_int_equal(join(second, "machine", NULL), 0);
+    assert_int_equal(rename(in_folder("machine/worker-2.key"), in_folder("machine/joining.key")),
+                     0);
+    assert_int_equal(RUN("keys", "revoke", keys_word, "worker-2"), 0);
+    assert_int_equal(join(second, "machine", "--timeout=300ms"), 1);
+    assert_file_says("err", "does not answer"); // the invitation went with its node
+    stop(&enrol);
+}
+
 // One character of that part of the invitation, counted from 0, is another.
 static char *spoiled(const char *text, unsigned part)
 {
@@ -584,6 +621,7 @@ int main(int argc, char **argv)
         IN_FOLDER(test_machine_joins_with_an_invitation),
         IN_FOLDER(test_invitation_is_good_once),
         IN_FOLDER(test_machine_whose_answer_was_lost_asks_again),
+        IN_FOLDER(test_machine_that_was_put_out_does_not_come_in_again),
         IN_FOLDER(test_wrong_secret_id_or_key_is_met_with_silence),
         IN_FOLDER(test_expired_invitation_is_refused),
         IN_FOLDER(test_invitation_is_kept_private_and_asked_for_sensibly),

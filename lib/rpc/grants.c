@@ -109,6 +109,11 @@ void rpc_server_check_users(struct rpc_server *s)
         each_conn(s, check_calls);
 }
 
+void rpc_server_doubt_tokens(struct rpc_server *s)
+{
+    token_cache_doubt(s->tokens);
+}
+
 // ---------------------------------------------------------------- clients
 
 #define RENEW_LIMIT_US 20000000 // a server that lives answers within

@@ -28,12 +28,14 @@ struct token {
     bool is_cached;
     atomic_bool is_verified;
     struct rpc_user user; // once verified
+    atomic_uint round;    // the cache's, when it was verified last
     size_t len;
     char text[];
 };
 struct token_cache;
 struct token_cache *token_cache_new(rpc_verify_fn verify, void *ud) MUST_CHECK;
 void token_cache_free(struct token_cache *tc);
+void token_cache_doubt(struct token_cache *tc); // all are verified again at their next use
 // The cached token of that text, or a new one not verified yet. NULL: out of memory.
 struct token *token_get(struct token_cache *tc, const void *text, size_t len);
 struct token *token_ref(struct token *t);

@@ -372,6 +372,65 @@ static void test_client_that_is_revoked_loses_its_calls_and_hears_why(void **sta
     world_done(&w);
 }
 
+struct signer {
+    atomic_bool is_known;
+    _Atomic int n_verified;
+};
+
+static enum status verify(void *ud, const char *token, size_t len, struct rpc_user *ret,
+                          struct err *err)
+{
+    struct signer *s = ud;
+    (void)token;
+    (void)len;
+    s->n_verified++;
+    if (!s->is_known)
+        return err_set(err, STATUS_UNAUTHENTICATED, "signed by nobody whom we know");
+    *ret = (struct rpc_user){.id = "u", .roles = ROLE_USER, .exp_wall_ms = time_wall_ms() + 60000};
+    return STATUS_OK;
+}
+
+static enum status call_as_user(struct rpc_client *c)
+{
+    Note req, *reply = NULL;
+    struct rpc_opts o = {.deadline_us = time_deadline_in_ms(PATIENCE_MS), .token = "text"};
+    note_init(&req);
+    enum status s = call_note(c, FOR_USERS, &o, &req, &reply, NULL);
+    rpc_message_free(reply);
+    return s;
+}
+
+static void test_tokens_are_verified_again_when_their_keys_changed(void **state)
+{
+    (void)state;
+    struct world w;
+    struct signer signer = {.is_known = true};
+    struct err err = ERR_INIT;
+    world_init(&w);
+    struct rpc_server_opts so = world_server_opts(&w);
+    so.verify = verify;
+    so.verify_ud = &signer;
+    w.s = rpc_server_new(&so, &err);
+    assert_non_null(w.s);
+    world_add(&w, w.s);
+    assert_int_equal(rpc_server_listen(w.s, "tcp://127.0.0.1:0", false, w.url, &err), STATUS_OK);
+    struct rpc_endpoint e = endpoint_of(&w, w.server.public_key, NULL);
+    struct rpc_client *c = client_of(&w, &e, 0);
+    assert_int_equal(call_as_user(c), STATUS_OK);
+    assert_int_equal(call_as_user(c), STATUS_OK);
+    assert_int_equal(signer.n_verified, 1);
+    rpc_server_doubt_tokens(w.s);
+    assert_int_equal(call_as_user(c), STATUS_OK);
+    assert_int_equal(call_as_user(c), STATUS_OK);
+    assert_int_equal(signer.n_verified, 2);
+    signer.is_known = false;
+    rpc_server_doubt_tokens(w.s);
+    assert_int_equal(call_as_user(c), STATUS_UNAUTHENTICATED);
+    assert_int_equal(call_as_user(c), STATUS_UNAUTHENTICATED);
+    rpc_client_free(c);
+    world_done(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -380,6 +439,7 @@ int main(void)
         cmocka_unit_test(test_server_changes_its_key_under_traffic),
         cmocka_unit_test(test_client_that_is_a_step_behind_finds_the_key_to_come),
         cmocka_unit_test(test_client_that_is_revoked_loses_its_calls_and_hears_why),
+        cmocka_unit_test(test_tokens_are_verified_again_when_their_keys_changed),
         cmocka_unit_test(test_server_that_is_revoked_loses_its_connections),
     };
     return cmocka_run_group_tests(tests, NULL, group_done);

@@ -213,6 +213,8 @@ void rpc_server_check_grants(struct rpc_server *s);
 // unary calls after five seconds, for they end by themselves, and the call that revoked the token
 // may be among them. Does not block.
 void rpc_server_check_users(struct rpc_server *s);
+// Keys of tokens have changed: each token that was verified is verified again at its next use.
+void rpc_server_doubt_tokens(struct rpc_server *s);
 
 // Untyped core of the generated x_serve(): handlers[i] serves methods[i] through thunks[i]. Must
 // precede listen.

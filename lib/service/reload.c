@@ -103,6 +103,7 @@ static enum status reload(struct instance *in, struct err *err)
         s = svc_tokens_update(in->svc.tokens, in->nodes, err);
     if (s != STATUS_OK)
         return s;
+    rpc_server_doubt_tokens(in->svc.server);
     // From here on the list is the new one, whatever becomes of our own files: that others were
     // revoked counts.
     s = instance_load_identities(in, &ids, err);
