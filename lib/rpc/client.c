@@ -388,7 +388,7 @@ enum status rpc_client_set_endpoints(struct rpc_client *cl, const struct rpc_end
 
 // Cancel what is open and wait a moment for the server to know: then nothing more comes in, and
 // nng closes quietly. (Seen: its reaper hangs now and then on a pipe closed amid a stream.)
-static void say_goodbye(struct rpc_client *cl, struct conn *c)
+static void say_goodbye(struct rpc_client *cl, struct link *l, struct conn *c)
 {
     int64_t until = time_mono_us() + GOODBYE_US;
     conn_lock(c);
@@ -403,7 +403,7 @@ static void say_goodbye(struct rpc_client *cl, struct conn *c)
         bool quiet = conn_all_acked(c);
         conn_unlock(c);
         int64_t now = time_mono_us();
-        if (quiet || now >= until)
+        if (quiet || now >= until || link_is_lost(l))
             break;
         // The last ACK may come between looking and waiting: look again soon.
         pthread_mutex_lock(&cl->lock);
@@ -419,9 +419,10 @@ static void abort_flows(struct rpc_client *cl)
 {
     list_for_each(it, &cl->links)
     {
-        struct conn *c = link_conn(list_entry(it, struct link, all));
+        struct link *l = list_entry(it, struct link, all);
+        struct conn *c = link_conn(l);
         if (c)
-            say_goodbye(cl, c);
+            say_goodbye(cl, l, c);
         conn_unref(c);
     }
 }

@@ -310,6 +310,7 @@ struct link { // a socket and dialer for one endpoint, and the connection it has
 enum status link_open(struct rpc_client *cl, struct endpoint *e, struct err *err) MUST_CHECK;
 void link_free(struct link *l);
 struct conn *link_conn(struct link *l);                           // referenced, or NULL
+bool link_is_lost(struct link *l); // its connection's pipe is gone, and the clock has not seen it
 void link_tick(struct link *l, int64_t now_us, int64_t *next_us); // clock thread only
 void link_forget_live(struct link *l, struct conn *c);            // client's lock
 

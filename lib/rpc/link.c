@@ -188,6 +188,14 @@ static void on_detach(void *ud, uint32_t pipe)
     clock_wake_at(l->client->clock, 0);
 }
 
+bool link_is_lost(struct link *l)
+{
+    pthread_mutex_lock(&l->lock);
+    bool lost = l->lost;
+    pthread_mutex_unlock(&l->lock);
+    return lost;
+}
+
 struct conn *link_conn(struct link *l)
 {
     pthread_mutex_lock(&l->lock);
