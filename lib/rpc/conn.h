@@ -227,7 +227,7 @@ struct conn {
     struct list link;
     struct conn *table_next;
     bool is_listed, confirmed_listed;
-    struct door_caller *caller; // while half open
+    struct door_caller *caller; // while listed
     struct list crowd;          // its half_open
     bool has_knocked;
     struct transport_msg *inbox[CONN_INBOX_MAX];

@@ -24,12 +24,14 @@
 #define DEFAULT_HANDSHAKES_PER_S 50
 #define DEFAULT_HANDSHAKES_BURST 512
 #define DEFAULT_TIMEOUT_MS 5000
+#define DEFAULT_CONNS (1U << 20)   // until files say less
 #define HANDSHAKES_PER_CORE_S 5000 // what one core does of them, about
 #define ALL_BURST_PART 4           // of a second's handshakes, of all addresses at once
 
 struct door {
     struct rpc_door_limits l;
-    unsigned n_half_open, n_callers, most;
+    unsigned n_half_open, n_conns, n_callers, most;
+    bool is_quarter; // max_conns_per_addr, of max_conns
     struct door_bucket all_handshakes;
     uint32_t seed;         // of the table: strangers must not choose who shares a bucket
     struct list *by_count; // [0 .. max_half_open_per_addr + 1]
@@ -68,17 +70,24 @@ static void or_else(unsigned *v, unsigned by_default)
         *v = by_default;
 }
 
+static unsigned quarter(unsigned n)
+{
+    return n < 4 ? 1 : n / 4;
+}
+
 static void fill_in(struct rpc_door_limits *l)
 {
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     or_else(&l->max_half_open, DEFAULT_HALF_OPEN);
-    or_else(&l->max_half_open_per_addr, l->max_half_open < 4 ? 1 : l->max_half_open / 4);
+    or_else(&l->max_half_open_per_addr, quarter(l->max_half_open));
     or_else(&l->conns_per_s, DEFAULT_CONNS_PER_S);
     or_else(&l->conns_burst, DEFAULT_CONNS_BURST);
     or_else(&l->handshakes_per_s, DEFAULT_HANDSHAKES_PER_S);
     or_else(&l->handshakes_burst, DEFAULT_HANDSHAKES_BURST);
     or_else(&l->all_handshakes_per_s,
             (cores > 2 ? (unsigned)cores / 2 : 1) * HANDSHAKES_PER_CORE_S);
+    or_else(&l->max_conns, DEFAULT_CONNS);
+    or_else(&l->max_conns_per_addr, quarter(l->max_conns));
     if (l->handshake_timeout_ms == 0)
         l->handshake_timeout_ms = DEFAULT_TIMEOUT_MS;
 }
@@ -89,6 +98,7 @@ struct door *door_new(const struct rpc_door_limits *l)
     if (!d)
         return NULL;
     d->l = *l;
+    d->is_quarter = l->max_conns_per_addr == 0;
     fill_in(&d->l);
     d->seed = (uint32_t)rand_u64();
     // A pipe too many is counted until it is shown out; who has no limit here is this machine.
@@ -123,13 +133,18 @@ const struct rpc_door_limits *door_limits(const struct door *d)
     return &d->l;
 }
 
-void door_set_max_half_open(struct door *d, unsigned n)
+static void lower(unsigned *v, unsigned most)
 {
-    if (n >= d->l.max_half_open)
-        return;
-    d->l.max_half_open = n ? n : 1;
-    if (d->l.max_half_open_per_addr > d->l.max_half_open)
-        d->l.max_half_open_per_addr = d->l.max_half_open;
+    if (*v > most)
+        *v = most ? most : 1;
+}
+
+void door_set_files(struct door *d, unsigned n)
+{
+    lower(&d->l.max_half_open, n / 4);
+    lower(&d->l.max_half_open_per_addr, d->l.max_half_open);
+    lower(&d->l.max_conns, n - n / 3);
+    lower(&d->l.max_conns_per_addr, d->is_quarter ? quarter(d->l.max_conns) : d->l.max_conns);
 }
 
 unsigned door_n_half_open(const struct door *d)
@@ -196,12 +211,14 @@ static bool is_local(const struct door_caller *c)
     return c->addr.family == 0;
 }
 
+// Those with connections alone are in no list: they are neither a crowd nor idle.
 static void set_count(struct door *d, struct door_caller *c, unsigned n)
 {
     d->n_half_open += n - c->n_half_open;
     c->n_half_open = n;
     list_remove(&c->node);
-    list_push_back(&d->by_count[n], &c->node);
+    if (n || c->n_conns == 0)
+        list_push_back(&d->by_count[n], &c->node);
     if (n > d->most)
         d->most = n;
     while (d->most && list_is_empty(&d->by_count[d->most]))
@@ -218,7 +235,11 @@ struct door_caller *door_enter(struct door *d, const struct transport_addr *addr
         c = caller_new(d, addr);
     if (!c || c->n_half_open > d->l.max_half_open)
         return NULL;
+    if (d->n_conns >= d->l.max_conns)
+        return NULL;
     if (!is_local(c)) {
+        if (c->n_conns >= d->l.max_conns_per_addr)
+            return NULL;
         if (!bucket_has(&c->conns, d->l.conns_per_s, d->l.conns_burst, now_us))
             return NULL;
         bucket_take(&c->conns, d->l.conns_per_s, now_us);
@@ -244,14 +265,23 @@ bool door_knock(struct door *d, struct door_caller *c, int64_t now_us)
     return true;
 }
 
-void door_leave(struct door *d, struct door_caller *c, bool knocked, bool welcome)
+void door_leave(struct door *d, struct door_caller *c, bool knocked, enum door_end end)
 {
-    if (welcome && !is_local(c)) {
+    if (end != DOOR_FAILED && !is_local(c)) {
         bucket_give(&c->conns, d->l.conns_per_s);
         if (knocked)
             bucket_give(&c->handshakes, d->l.handshakes_per_s);
     }
+    d->n_conns += end == DOOR_WELCOME;
+    c->n_conns += end == DOOR_WELCOME;
     set_count(d, c, c->n_half_open - 1);
+}
+
+void door_gone(struct door *d, struct door_caller *c)
+{
+    d->n_conns--;
+    c->n_conns--;
+    set_count(d, c, c->n_half_open);
 }
 
 struct door_caller *door_crowd(const struct door *d, struct door_caller *c)

@@ -30,7 +30,7 @@ static unsigned enter_until_refused(struct door *d, uint32_t from, int64_t now_u
 {
     unsigned n = 0;
     for (struct door_caller *c; n < most && (c = enter(d, from, now_us)); n++)
-        door_leave(d, c, false, false);
+        door_leave(d, c, false, DOOR_FAILED);
     return n;
 }
 
@@ -43,11 +43,14 @@ static void test_defaults_are_filled_in(void **state)
     assert_int_equal(l->max_half_open, 4096);
     assert_int_equal(l->max_half_open_per_addr, 1024);
     assert_int_equal(l->handshake_timeout_ms, 5000);
-    door_set_max_half_open(d, 100);
-    assert_int_equal(l->max_half_open, 100);
-    assert_int_equal(l->max_half_open_per_addr, 100);
-    door_set_max_half_open(d, 5000); // never raised
-    assert_int_equal(l->max_half_open, 100);
+    door_set_files(d, 1200);
+    assert_int_equal(l->max_half_open, 300);
+    assert_int_equal(l->max_half_open_per_addr, 300);
+    assert_int_equal(l->max_conns, 800);
+    assert_int_equal(l->max_conns_per_addr, 200);
+    door_set_files(d, 5000); // never raised
+    assert_int_equal(l->max_half_open, 300);
+    assert_int_equal(l->max_conns, 800);
     door_free(d);
 }
 
@@ -73,7 +76,7 @@ static void test_success_costs_nothing(void **state)
         struct door_caller *c = enter(d, 1, S);
         assert_non_null(c);
         assert_true(door_knock(d, c, S));
-        door_leave(d, c, true, true);
+        door_leave(d, c, true, DOOR_WITHDRAWN);
     }
     assert_int_equal(enter_until_refused(d, 1, S, 100), 5);
     door_free(d);
@@ -90,7 +93,7 @@ static void test_handshakes_have_a_bucket_of_their_own(void **state)
         assert_non_null(c);
         bool may = door_knock(d, c, S);
         n += may;
-        door_leave(d, c, may, false);
+        door_leave(d, c, may, DOOR_FAILED);
     }
     assert_int_equal(n, 20);
     door_free(d);
@@ -110,8 +113,8 @@ static void test_strangers_leave_half_of_all_handshakes_to_others(void **state)
     assert_true(door_knock(d, other, S));
     assert_false(door_knock(d, c, S));
     assert_true(door_knock(d, c, 2 * S)); // and it comes back
-    door_leave(d, c, true, false);
-    door_leave(d, other, true, true);
+    door_leave(d, c, true, DOOR_FAILED);
+    door_leave(d, other, true, DOOR_WITHDRAWN);
     door_free(d);
 }
 
@@ -128,18 +131,18 @@ static void test_the_address_with_most_makes_room(void **state)
     assert_null(door_crowd(d, b));
     b = enter(d, 2, S); // one too many in all
     assert_ptr_equal(door_crowd(d, b), a);
-    door_leave(d, a, false, false);
+    door_leave(d, a, false, DOOR_FAILED);
     assert_null(door_crowd(d, b));
-    door_leave(d, b, false, false);
-    door_leave(d, b, false, false);
+    door_leave(d, b, false, DOOR_FAILED);
+    door_leave(d, b, false, DOOR_FAILED);
     for (unsigned i = 0; i < 3; i++)
         a = enter(d, 1, S); // and too many of one address
     assert_int_equal(door_n_half_open(d), 11);
     assert_ptr_equal(door_crowd(d, a), a);
     for (unsigned i = 0; i < 2; i++)
-        door_leave(d, b, false, true);
+        door_leave(d, b, false, DOOR_WITHDRAWN);
     for (unsigned i = 0; i < 9; i++)
-        door_leave(d, a, false, true);
+        door_leave(d, a, false, DOOR_WITHDRAWN);
     assert_int_equal(door_n_half_open(d), 0);
     door_free(d);
 }
@@ -161,7 +164,36 @@ static void test_this_machine_is_no_stranger(void **state)
     assert_ptr_equal(door_crowd(d, c), c);
     assert_null(door_enter(d, &local, S)); // nobody made room
     for (unsigned i = 0; i < 11; i++)
-        door_leave(d, c, true, false);
+        door_leave(d, c, true, DOOR_FAILED);
+    door_free(d);
+}
+
+static void test_connections_are_limited_too(void **state)
+{
+    (void)state;
+    struct door *d = door_of(
+        (struct rpc_door_limits){.max_conns = 5, .max_conns_per_addr = 3, .conns_burst = 2});
+    struct door_caller *a = NULL, *b = NULL;
+    for (unsigned i = 0; i < 3; i++) {
+        a = enter(d, 1, S);
+        door_leave(d, a, false, DOOR_WELCOME);
+    }
+    assert_null(enter(d, 1, S));
+    for (unsigned i = 0; i < 2; i++) {
+        b = enter(d, 2, S);
+        door_leave(d, b, false, DOOR_WELCOME);
+    }
+    assert_null(enter(d, 3, S)); // all places are taken
+    door_gone(d, a);
+    assert_ptr_equal(enter(d, 1, S), a); // it was not forgotten
+    door_leave(d, a, false, DOOR_WELCOME);
+    for (unsigned i = 0; i < 3; i++)
+        door_gone(d, a);
+    for (unsigned i = 0; i < 2; i++)
+        door_gone(d, b);
+    for (uint32_t i = 10; i < 20; i++) // and now they are
+        door_leave(d, enter(d, i, 100 * (int64_t)S), false, DOOR_WITHDRAWN);
+    assert_true(door_n_callers(d) < 10);
     door_free(d);
 }
 
@@ -173,12 +205,12 @@ static void test_many_addresses_are_not_all_remembered(void **state)
     for (uint32_t i = 1; i <= 100000; i++) {
         struct door_caller *c = enter(d, i, S);
         assert_non_null(c);
-        door_leave(d, c, door_knock(d, c, S), false);
+        door_leave(d, c, door_knock(d, c, S), DOOR_FAILED);
     }
     assert_true(door_n_callers(d) <= DOOR_CALLERS_MAX);
     for (uint32_t i = 1; door_n_callers(d) > 10; i++) { // and after a while none
         assert_true(i < 100000);
-        door_leave(d, enter(d, i, 100 * (int64_t)S), false, true);
+        door_leave(d, enter(d, i, 100 * (int64_t)S), false, DOOR_WITHDRAWN);
     }
     door_free(d);
 }
@@ -193,6 +225,7 @@ int main(void)
         cmocka_unit_test(test_strangers_leave_half_of_all_handshakes_to_others),
         cmocka_unit_test(test_the_address_with_most_makes_room),
         cmocka_unit_test(test_this_machine_is_no_stranger),
+        cmocka_unit_test(test_connections_are_limited_too),
         cmocka_unit_test(test_many_addresses_are_not_all_remembered),
     };
     return cmocka_run_group_tests(tests, NULL, group_done);

@@ -79,24 +79,25 @@ static struct conn *find_conn(const struct listener *l, uint32_t pipe)
 }
 
 // Called with the server's lock held, and so are those below.
-static void leave_door(struct rpc_server *s, struct conn *c, bool welcome)
+static void leave_door(struct rpc_server *s, struct conn *c, enum door_end end)
 {
-    if (!c->caller)
-        return;
     list_remove(&c->crowd);
-    door_leave(s->door, c->caller, c->has_knocked, welcome);
-    c->caller = NULL;
+    door_leave(s->door, c->caller, c->has_knocked, end);
 }
 
 static void unlist(struct rpc_server *s, struct conn *c)
 {
-    leave_door(s, c, false);
     if (!c->is_listed)
         return;
     list_remove(&c->link);
     c->is_listed = false;
-    if (c->confirmed_listed)
+    if (c->confirmed_listed) {
         s->n_conns--;
+        door_gone(s->door, c->caller);
+    } else {
+        leave_door(s, c, DOOR_FAILED);
+    }
+    c->caller = NULL;
 }
 
 static void owner_confirmed(struct conn *c)
@@ -105,7 +106,7 @@ static void owner_confirmed(struct conn *c)
     struct rpc_server *s = l->server;
     pthread_mutex_lock(&s->lock);
     if (c->is_listed) {
-        leave_door(s, c, true);
+        leave_door(s, c, DOOR_WELCOME);
         list_remove(&c->link);
         list_push_back(&s->conns, &c->link);
         c->is_listed = c->confirmed_listed = true;
@@ -375,7 +376,7 @@ static bool on_attach(void *ud, uint32_t pipe)
     struct conn *victim = NULL;
     pthread_mutex_lock(&s->lock);
     if (!c || s->is_closing) { // from here on nobody would tell it to go away
-        door_leave(s->door, caller, false, true);
+        door_leave(s->door, caller, false, DOOR_WITHDRAWN);
         pthread_mutex_unlock(&s->lock);
         conn_unref(c);
         return false;
@@ -476,8 +477,8 @@ static enum status raise_file_limit(struct rpc_server *s, bool is_public, struct
                        "(ulimit -n, LimitNOFILE)",
                        PUBLIC_MIN_FILES, (long long)r.rlim_cur);
     pthread_mutex_lock(&s->lock);
-    if (r.rlim_cur / 4 < UINT_MAX)
-        door_set_max_half_open(s->door, (unsigned)(r.rlim_cur / 4));
+    if (r.rlim_cur < UINT_MAX)
+        door_set_files(s->door, (unsigned)r.rlim_cur);
     pthread_mutex_unlock(&s->lock);
     return STATUS_OK;
 }

@@ -157,7 +157,7 @@ typedef bool (*rpc_user_ok_fn)(void *ud, const struct rpc_user *user);
 
 // Until its handshake is done a peer is a stranger, known by its address: IPv4 whole, of IPv6 the
 // /64. What strangers may take, of each address unless it says `all`; 0 = the default. Peers on
-// this machine (ipc, inproc) only count in max_half_open.
+// this machine (ipc, inproc) only count in max_half_open and max_conns, of which they may have all.
 struct rpc_door_limits {
     // Connections in their handshake, all; beyond that the oldest one of the address with most
     // goes. 4096, or a quarter of the open files if that is less.
@@ -167,6 +167,9 @@ struct rpc_door_limits {
     unsigned handshakes_per_s, handshakes_burst; // first messages of those; 50, 512
     unsigned all_handshakes_per_s;               // 5000 for each core, of half of the cores
     int64_t handshake_timeout_ms;                // until a connection is authenticated; 5000
+    // And once it is authenticated: connections, all and of one address. Who wants more is closed
+    // at once. What open files allow, leaving a third of them; a quarter of that.
+    unsigned max_conns, max_conns_per_addr;
 };
 
 struct rpc_server_opts {
@@ -283,7 +286,7 @@ struct rpc_server_stats {
         records_out, bad_records;
     // At the door; each connection is counted once. n_conns_refused is all that ended before they
     // were authenticated, but for n_turned_away.
-    uint64_t n_turned_away;        // closed at once: too many came from its address in vain
+    uint64_t n_turned_away; // closed at once: too many from its address are here, or came in vain
     uint64_t n_handshakes_refused; // too many first messages from its address, or in all
     uint64_t n_crowded_out;        // to make room for newer half-open ones
     unsigned calls_open, conns_open, half_open;
