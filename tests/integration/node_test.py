@@ -146,6 +146,18 @@ class Node(PlatformTest):
         stream.communicate()
         self.assertEqual(stream.returncode, 130)
 
+    def test_rpc_call_writes_streams_a_line_a_message(self):
+        origin = self.of_role("origin")
+        words = ("rpc", "call", "cauce.origin.v1.Upload.Leaves", "--route", origin, "-d", "-")
+        # The origin answers what was written: that upload does not exist.
+        said = self.refused(3, "ann", *words, stdin='{"uploadId": "0192f3a0-0000-7000-8000-000000000001"}\n\n{}\n')
+        self.assertIn("NOT_FOUND", said)
+        self.assertIn("JSON", self.refused(2, "ann", *words, stdin='{"uploadId": \n'))
+        scrub = self.ctl_raw("admin", "rpc", "call", "Object.Scrub", "--route", origin, "--json")
+        self.assertEqual(scrub.returncode, 0, scrub.stderr)
+        for line in scrub.stdout.splitlines():
+            json.loads(line)
+
     def test_rpc_call_says_why_it_failed(self):
         said = self.refused(3, "ann", "rpc", "call", "Catalog.Get",
                             "-d", '{"itemId": "0192f3a0-0000-7000-8000-000000000001"}')
