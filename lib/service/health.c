@@ -29,7 +29,8 @@ struct watch { // one call
     struct health *health;
     struct rpc_call *call;
     struct cancel *cancel; // the call's
-    bool is_told;          // anything; then:
+    bool hears_why;
+    bool is_told; // anything; then:
     struct state told;
 };
 
@@ -77,6 +78,14 @@ static struct state ask(struct health *h)
     return s;
 }
 
+bool health_may_say_why(const struct rpc_call *call)
+{
+    const struct rpc_user *user = rpc_call_user(call);
+    const struct chan_peer *peer = rpc_call_peer(call);
+    bool is_node = peer && peer->has_grant && !rpc_call_is_forwarded(call);
+    return is_node || (user && user->roles & ROLE_ADMIN);
+}
+
 // ---------------------------------------------------------------- telling; lock held
 
 static bool is_news(const struct watch *w, const struct state *s)
@@ -87,18 +96,18 @@ static bool is_news(const struct watch *w, const struct state *s)
 // A watcher without room hears it from on_writable().
 static void tell(struct watch *w)
 {
-    const struct state *s = &w->health->state;
+    struct state s = w->health->state;
     Node__CheckReply reply = NODE__CHECK_REPLY__INIT;
-    char reason[sizeof(s->reason)];
-    if (!is_news(w, s))
+    if (!w->hears_why)
+        s.reason[0] = '\0';
+    if (!is_news(w, &s))
         return;
-    (void)str_copy(reason, sizeof(reason), s->reason);
-    reply.status = s->is_serving ? NODE__SERVING__SERVING : NODE__SERVING__NOT_SERVING;
-    reply.reason = reason;
+    reply.status = s.is_serving ? NODE__SERVING__SERVING : NODE__SERVING__NOT_SERVING;
+    reply.reason = s.reason;
     if (!rpc_call_try_write(w->call, &reply.base))
         return;
     w->is_told = true;
-    w->told = *s;
+    w->told = s;
 }
 
 static void set_state(struct health *h, const struct state *s)
@@ -198,7 +207,10 @@ enum status health_watch(struct rpc_call *call, const Node__WatchRequest *req, s
     struct state s = ask(in->health);
     (void)req;
     if (w)
-        *w = (struct watch){.health = in->health, .call = call, .cancel = rpc_call_cancel(call)};
+        *w = (struct watch){.health = in->health,
+                            .call = call,
+                            .cancel = rpc_call_cancel(call),
+                            .hears_why = health_may_say_why(call)};
     if (!w || !w->cancel) {
         mem_free(w);
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");

@@ -149,6 +149,8 @@ struct Node__WatchRequest;
 struct health *health_new(struct instance *in) MUST_CHECK;
 enum status health_watch(struct rpc_call *call, const struct Node__WatchRequest *req,
                          struct err *err) MUST_CHECK;
+// Reasons name machines, files and databases: they are for nodes and admins.
+bool health_may_say_why(const struct rpc_call *call);
 void health_drain(struct health *h); // tells and ends all; twice is fine
 void health_stop(struct health *h);  // drained: returns when the role is not being asked any more
 void health_free(struct health *h);  // stopped, or nobody ever watched; NULL does nothing

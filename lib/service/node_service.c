@@ -17,7 +17,7 @@ static enum status check(struct rpc_call *call, const Node__CheckRequest *req,
     (void)err;
     bool ok = instance_is_ready(rpc_call_self(call), reason, sizeof(reason));
     ret->status = ok ? NODE__SERVING__SERVING : NODE__SERVING__NOT_SERVING;
-    if (reason[0])
+    if (reason[0] && health_may_say_why(call))
         ret->reason = arena_strdup(rpc_call_arena(call), reason);
     return STATUS_OK;
 }

@@ -960,15 +960,25 @@ static enum status ask_info(struct rpc_client *c, const char *token, const char 
     return s;
 }
 
-static enum status ask_health(struct rpc_client *c, const char *token, const char *route,
-                              struct err *err)
+// why: NULL, or 200 bytes
+static enum status ask_why(struct rpc_client *c, const char *token, const char *route, char *why,
+                           struct err *err)
 {
     const struct rpc_opts o = {
         .token = token, .route = route, .deadline_us = time_deadline_in_ms(20000)};
     Node__CheckRequest req;
     node__check_request__init(&req);
     AUTO(rpc_message_free_p) Node__CheckReply *reply = NULL;
-    return node_health_check(c, &o, &req, &reply, err);
+    enum status s = node_health_check(c, &o, &req, &reply, err);
+    if (why)
+        snprintf(why, 200, "%s", s == STATUS_OK ? reply->reason : "no answer");
+    return s;
+}
+
+static enum status ask_health(struct rpc_client *c, const char *token, const char *route,
+                              struct err *err)
+{
+    return ask_why(c, token, route, NULL, err);
 }
 
 static void test_admins_reach_every_node_by_its_id(void **state)
@@ -1002,6 +1012,18 @@ static void test_admins_reach_every_node_by_its_id(void **state)
     assert_int_equal(ask_health(c, user, "nowhere", &err), STATUS_PERMISSION_DENIED);
     assert_null(strstr(err.msg, "store-1"));
     assert_int_equal(ask_health(c, buf_str(&admin), "store-1", &err), STATUS_OK);
+    // Reasons are for admins.
+    char why[200];
+    instance_set_problem(&w.gateway, "the file on disk 7 is odd");
+    instance_set_problem(&w.store, "so is that on disk 8");
+    assert_int_equal(ask_why(c, NULL, NULL, why, &err), STATUS_OK);
+    assert_string_equal(why, "");
+    assert_int_equal(ask_why(c, user, NULL, why, &err), STATUS_OK);
+    assert_string_equal(why, "");
+    assert_int_equal(ask_why(c, buf_str(&admin), NULL, why, &err), STATUS_OK);
+    assert_string_equal(why, "the file on disk 7 is odd");
+    assert_int_equal(ask_why(c, buf_str(&admin), "store-1", why, &err), STATUS_OK);
+    assert_string_equal(why, "so is that on disk 8");
     buf_done(&admin);
 }
 
