@@ -197,7 +197,7 @@ struct conn {
     bool window_limited;
     int64_t tx_credit; // client link, dialling side: of the connection
     unsigned slots_used;
-    int64_t mixed_until_us;
+    int64_t mixed_until_us, calls_until_us; // see conn_touch()
     const struct flow *last_flow;
 
     // in

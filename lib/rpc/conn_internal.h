@@ -43,7 +43,8 @@ void flow_grant_part(struct flow *f, size_t cost);
 // The part has become a message, or nothing.
 void flow_part_ends(struct flow *f);
 void conn_feed_parts(struct conn *c); // there may be room again
-// A second flow within the last moments makes records small, so that none waits behind much.
+// A second flow within the last moments makes a stream's records small, so that none waits behind
+// much; the smallest if one of the two is a call.
 void conn_touch(struct conn *c, const struct flow *f);
 
 // ---------------------------------------------------------------- conn_send.c

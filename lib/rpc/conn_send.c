@@ -16,36 +16,41 @@
 #include "base/time.h"
 #include "rpc/conn_internal.h"
 
-#define RECORD_MIN (32U << 10)     // even when the window is small
 #define RECORD_LAST_MIN (4U << 10) // what overshoots the window at most
-#define RECORD_MIXED (64U << 10)   // record size while several calls are active
 #define ACK_RECORDS (CONN_UNACKED_MAX / 4)
 #define ACK_BYTES (CONN_WINDOW_MIN / 2)
-#define WINDOW_MIXED (128U << 10) // a small call waits behind no more than this
-#define QUANTUM (16U << 10)       // of one flow before the next has its turn
+#define QUANTUM (16U << 10) // of one flow before the next has its turn
 #define COALESCE_BYTES (32U << 10)
 
-static bool is_mixed(const struct conn *c)
-{
-    return c->now_us < c->mixed_until_us;
-}
+// What others wait behind: bytes on the way, and of one record, while a stream has something to
+// send.
+struct limits {
+    size_t window, record;
+};
 
-static size_t window_now(const struct conn *c)
+static struct limits limits_now(const struct conn *c)
 {
-    return is_mixed(c) && c->window > WINDOW_MIXED ? WINDOW_MIXED : c->window;
+    static const struct limits beside_calls = {CONN_WINDOW_MIN, CONN_WINDOW_MIN / 2},
+                               beside_streams = {CONN_WINDOW_START, CONN_WINDOW_START / 4};
+    struct limits l = {c->window, CHAN_MAX_RECORD};
+    if (list_is_empty(&c->ready_bulk) || c->now_us >= c->mixed_until_us)
+        return l;
+    l = c->now_us < c->calls_until_us ? beside_calls : beside_streams;
+    l.window = l.window < c->window ? l.window : c->window;
+    return l;
 }
 
 // Half of the window, so that one is on its way while another is sealed or opened; and the last one
 // just fills it, since a peer may wait for a full window before it acknowledges.
 static size_t record_limit(const struct conn *c)
 {
-    size_t window = window_now(c), most = is_mixed(c) ? RECORD_MIXED : CHAN_MAX_RECORD;
-    size_t left = window > c->unacked_bytes ? window - c->unacked_bytes : 0;
-    if (most > window / 2)
-        most = window / 2 > RECORD_MIN ? window / 2 : RECORD_MIN;
-    if (most > left && c->unacked_bytes)
-        most = left > RECORD_LAST_MIN ? left : RECORD_LAST_MIN;
-    return most;
+    struct limits l = limits_now(c);
+    size_t left = l.window > c->unacked_bytes ? l.window - c->unacked_bytes : 0;
+    if (l.record > l.window / 2)
+        l.record = l.window / 2;
+    if (l.record > left && c->unacked_bytes)
+        l.record = left > RECORD_LAST_MIN ? left : RECORD_LAST_MIN;
+    return l.record;
 }
 
 static size_t ready_bytes(const struct list *l, size_t most)
@@ -259,7 +264,7 @@ void conn_flush(struct conn *c)
             return;
         }
         bool room = conn_n_unacked(c) < CONN_UNACKED_MAX &&
-                    (conn_n_unacked(c) == 0 || c->unacked_bytes < window_now(c));
+                    (conn_n_unacked(c) == 0 || c->unacked_bytes < limits_now(c).window);
         bool ack = c->ack_now || c->rx_records - c->rx_acked >= ACK_RECORDS ||
                    c->rx_unacked_bytes >= ACK_BYTES;
         bool control = ack || conn_pending(&c->control, c->control_off);

@@ -160,8 +160,11 @@ void flow_remove(struct flow *f)
 
 void conn_touch(struct conn *c, const struct flow *f)
 {
-    if (c->last_flow != f && c->last_flow)
+    if (c->last_flow != f && c->last_flow) {
         c->mixed_until_us = c->now_us + MIXED_US;
+        if (f->urgent || c->last_flow->urgent)
+            c->calls_until_us = c->mixed_until_us;
+    }
     c->last_flow = f;
 }
 

@@ -19,7 +19,7 @@
 #define MAX_FIELDS (256U << 10)
 #define BUDGET_BASE (1U << 20)
 #define BUDGET_PER_BYTE 32U
-#define LARGE (16U << 10) // bytes worth the trouble
+#define LARGE 1024U // bytes worth the trouble
 #define STACK_REST 256
 
 // ---------------------------------------------------------------- prescan
