@@ -26,6 +26,8 @@ struct world {
     uint8_t operator_secret[64];
     struct instance asker, store; // gateway-1 asks store-1
     struct rpc_client *client;
+    struct rpc_stream *watches[MANY + 1]; // freed at the end, also of a test that failed
+    size_t n_watches;
     atomic_bool is_down; // the store's database
 };
 static struct world w;
@@ -173,6 +175,8 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 static int teardown(void **state)
 {
     (void)state;
+    for (size_t i = 0; i < w.n_watches; i++)
+        rpc_stream_free(w.watches[i]);
     stop(&w.asker);
     stop(&w.store);
     nftw(w.dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
@@ -194,7 +198,16 @@ static struct rpc_stream *watch(void)
     struct err err = ERR_INIT;
     if (node_health_watch_open(w.client, &o, &req, &st, &err) != STATUS_OK)
         fail_msg("%s", err.msg);
-    return st;
+    assert_true(w.n_watches < N_ELEMENTS(w.watches));
+    return w.watches[w.n_watches++] = st;
+}
+
+static void unwatch(struct rpc_stream *st)
+{
+    for (size_t i = 0; i < w.n_watches; i++)
+        if (w.watches[i] == st)
+            w.watches[i] = w.watches[--w.n_watches];
+    rpc_stream_free(st);
 }
 
 static void hears(struct rpc_stream *st, Node__Serving status, const char *reason)
@@ -218,11 +231,11 @@ static void hears_the_end(struct rpc_stream *st)
 static void test_watch_hears_the_state_each_change_and_the_end(void **state)
 {
     (void)state;
-    AUTO(rpc_stream_free_p) struct rpc_stream *st = watch();
+    struct rpc_stream *st = watch();
     hears(st, NODE__SERVING__SERVING, "");
     atomic_store(&w.is_down, true);
     hears(st, NODE__SERVING__NOT_SERVING, "the database is away");
-    AUTO(rpc_stream_free_p) struct rpc_stream *late = watch();
+    struct rpc_stream *late = watch();
     hears(late, NODE__SERVING__NOT_SERVING, "the database is away");
     atomic_store(&w.is_down, false);
     hears(st, NODE__SERVING__SERVING, "");
@@ -246,18 +259,17 @@ static void test_watchers_come_and_go(void **state)
     for (int i = 0; i < MANY; i++)
         hears(all[i], NODE__SERVING__SERVING, "");
     for (int i = 0; i < MANY; i += 2)
-        rpc_stream_free(all[i]);
+        unwatch(all[i]);
     atomic_store(&w.is_down, true);
     for (int i = 1; i < MANY; i += 2)
         hears(all[i], NODE__SERVING__NOT_SERVING, "the database is away");
     for (int i = 1; i < MANY; i += 2)
-        rpc_stream_free(all[i]);
+        unwatch(all[i]);
     struct rpc_stream *last = watch(); // after there was nobody
     hears(last, NODE__SERVING__NOT_SERVING, "the database is away");
     atomic_store(&w.is_down, false);
     hears(last, NODE__SERVING__SERVING, "");
     stop(&w.store); // with one that hears nothing more
-    rpc_stream_free(last);
 }
 
 // ---------------------------------------------------------------- Channels, Calls, Methods
@@ -294,7 +306,7 @@ static void test_channels_show_both_sides_of_a_connection(void **state)
 static void test_calls_show_what_is_open(void **state)
 {
     (void)state;
-    AUTO(rpc_stream_free_p) struct rpc_stream *st = watch();
+    struct rpc_stream *st = watch();
     hears(st, NODE__SERVING__SERVING, "");
     Node__CallsRequest req = NODE__CALLS_REQUEST__INIT;
     const struct rpc_opts o = patient();
