@@ -446,7 +446,8 @@ static void test_lazy_client_dials_a_few_of_many(void **state)
     struct rpc_opts co = {.deadline_us = time_deadline_in_ms(300)};
     (void)echo(c, &co, &err); // with those keys, most likely nobody
     l = look_at("lazy");
-    assert_true(l.states[RPC_CHANNEL_IDLE] >= 996);
+    // Those that were given up for others, when this took long, are on their way out.
+    assert_true(l.states[RPC_CHANNEL_IDLE] + l.states[RPC_CHANNEL_DRAINING] >= 996);
     assert_true(l.states[RPC_CHANNEL_IDLE] < 1000);
     // A hopeless choice makes room for others: in the end a good one is among them.
     assert_int_equal(rpc_client_set_endpoints(c, many, 6, &err), STATUS_OK);
