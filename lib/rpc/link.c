@@ -276,6 +276,7 @@ enum status link_open(struct rpc_client *cl, struct endpoint *e, struct err *err
     pthread_mutex_init(&l->lock, NULL);
     pthread_mutex_lock(&cl->lock);
     e->n_links++;
+    e->current = l; // before a first attempt fails, which may be at once
     pthread_mutex_unlock(&cl->lock);
     enum status s = l->ops->dial(e->url, &link_events, l, &l->transport, err);
     if (s != STATUS_OK) {
@@ -284,7 +285,6 @@ enum status link_open(struct rpc_client *cl, struct endpoint *e, struct err *err
     }
     pthread_mutex_lock(&cl->lock);
     list_push_back(&cl->links, &l->all);
-    e->current = l;
     pthread_mutex_unlock(&cl->lock);
     return STATUS_OK;
 }
