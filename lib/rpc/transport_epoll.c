@@ -307,13 +307,10 @@ static enum status open_listener(struct transport *t, const char *url, struct er
     if (rv != 0 || n == 0)
         return err_set(err, STATUS_INVALID_ARGUMENT, "listen on %s: %s", url,
                        rv != 0 ? gai_strerror(rv) : "the name has no address");
-    int failed = 0;
-    for (size_t i = 0; i < n; i++) {
-        failed = open_at(t, &a[i]);
-        if (!failed)
-            return STATUS_OK;
-    }
-    return listen_error(err, failed, url);
+    int failed = EAFNOSUPPORT;
+    for (size_t i = 0; i < n && (failed == EAFNOSUPPORT || failed == EADDRNOTAVAIL); i++)
+        failed = open_at(t, &a[i]); // the first that this machine has, and no other
+    return failed ? listen_error(err, failed, url) : STATUS_OK;
 }
 
 // ---------------------------------------------------------------- life

@@ -104,6 +104,7 @@ static void check_pair(const struct transport_ops *server, const struct transpor
 {
     static const size_t sizes[] = {0, 1, 2000, 2048, 65536, 300000, 3000000};
     struct world w;
+    print_message("%s calls %s at %s\n", client->name, server->name, url);
     world_init(&w);
     w.transport = server;
     world_serve(&w, url, is_public);
