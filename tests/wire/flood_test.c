@@ -13,7 +13,7 @@
 #include "wire/util.h"
 
 #define PROMISED_P99_MS 1000
-#define ATTACK_MS 1500 // the kernel tracks each connection for minutes, 65,536 on small machines
+#define ATTACK_MS 1500  // the kernel tracks each connection for minutes, 65,536 on small machines
 #define MIN_FILES 16384 // of a public listener
 #define LEAST_SAMPLES 20
 #define MOST_SAMPLES 4096
