@@ -79,9 +79,11 @@ static bool has_revoked_user(const struct rpc_server *s, const struct rpc_call *
 static void check_call(const struct rpc_server *s, struct rpc_call *c, int64_t now_us)
 {
     struct flow *f = &c->flow;
-    bool is_over = c->finished || f->ended || f->status.code != STATUS_OK;
-    bool may_end_itself = c->entry->m->kind == RPC_UNARY && now_us - c->born_us < UNARY_GRACE_US;
-    if (is_over || may_end_itself || !has_revoked_user(s, c))
+    if (c->finished || f->ended || f->status.code != STATUS_OK || !has_revoked_user(s, c))
+        return;
+    if (!c->revoked_us)
+        c->revoked_us = now_us;
+    if (c->entry->m->kind == RPC_UNARY && now_us - c->revoked_us < UNARY_GRACE_US)
         return;
     log_info(s->o.log, "rpc_login_ended", F_STR("method", f->label),
              F_STR("login", c->token->user.session));

@@ -152,6 +152,7 @@ struct rpc_call {
     const char *reason;           // of a refusal by lib/rpc itself
     atomic_bool deferred;
     bool finished;
+    int64_t revoked_us; // when its token was first seen to count no more; conn's lock
     // chain.c
     int64_t born_us;            // of its OPEN
     _Atomic int64_t arrived_us; // its request was complete; 0: not yet

@@ -213,7 +213,7 @@ void rpc_server_set_identity(struct rpc_server *s, const struct chan_identity *i
 void rpc_server_check_grants(struct rpc_server *s);
 // The same for users: ask user_ok about each call's token again, when some may have been revoked
 // and once a second or so. Streams with one that counts no more end with UNAUTHENTICATED at once;
-// unary calls after five seconds, for they end by themselves, and the call that revoked the token
+// unary calls five seconds later, for they end by themselves, and the call that revoked the token
 // may be among them. Does not block.
 void rpc_server_check_users(struct rpc_server *s);
 // Keys of tokens have changed: each token that was verified is verified again at its next use.

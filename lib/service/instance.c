@@ -160,7 +160,7 @@ static enum status make_all(struct instance *in, struct log *log, struct err *er
     return s;
 }
 
-// A worker knows the orchestrator alone, and serves no users.
+// A worker knows the orchestrator alone, and serves no users but admins.
 static enum status follow_revocations(struct instance *in, struct err *err)
 {
     return in->role->role == ROLE_NODE_TRANSCODE ? STATUS_OK

@@ -131,7 +131,8 @@ bool svc_revoked_user_ok(void *revoked, const struct rpc_user *u); // an rpc_use
 // Take over what an event of topic auth ends. False: nothing.
 bool svc_revoked_apply(struct svc_revoked *r, const struct Event__EventRecord *e,
                        int64_t now_wall_ms);
-void svc_revoked_tidy(struct svc_revoked *r, int64_t now_wall_ms); // now and then
+// Forget what no token can be about any more. False: there is nothing left.
+bool svc_revoked_tidy(struct svc_revoked *r, int64_t now_wall_ms);
 // Follow topic auth until closed, and end calls whose tokens count no more.
 enum status svc_revoked_follow(struct svc_revoked *r, struct svc *svc, struct err *err) MUST_CHECK;
 void svc_revoked_close(struct svc_revoked *r); // never blocks; NULL does nothing

@@ -133,8 +133,8 @@ static void check_grants(struct instance *in)
     in->checked_ms = now_ms;
     rpc_server_check_grants(in->svc.server);
     svc_clients_check(in->clients);
-    svc_revoked_tidy(in->revoked, time_wall_ms());
-    rpc_server_check_users(in->svc.server);
+    if (svc_revoked_tidy(in->revoked, time_wall_ms()))
+        rpc_server_check_users(in->svc.server);
 }
 
 void instance_look_for_changes(struct instance *in, bool force)

@@ -179,15 +179,16 @@ bool svc_revoked_apply(struct svc_revoked *r, const Event__EventRecord *e, int64
     return true;
 }
 
-void svc_revoked_tidy(struct svc_revoked *r, int64_t now_wall_ms)
+bool svc_revoked_tidy(struct svc_revoked *r, int64_t now_wall_ms)
 {
     if (atomic_load_explicit(&r->is_empty, memory_order_acquire))
-        return;
+        return false;
     pthread_mutex_lock(&r->lock);
     drop_old(r, now_wall_ms);
     bool is_empty = r->n == 0 && r->floor_wall_ms <= now_wall_ms;
     atomic_store_explicit(&r->is_empty, is_empty, memory_order_release);
     pthread_mutex_unlock(&r->lock);
+    return !is_empty;
 }
 
 // ---------------------------------------------------------------- following

@@ -124,9 +124,9 @@ static void test_it_is_forgotten_when_no_token_can_be_left(void **state)
     (void)state;
     make_user(&u, 0);
     assert_true(tell_logout(r, &u));
-    svc_revoked_tidy(r, time_wall_ms() + SVC_ACCESS_TOKEN_MS);
+    assert_true(svc_revoked_tidy(r, time_wall_ms() + SVC_ACCESS_TOKEN_MS));
     assert_false(svc_revoked_user_ok(r, &u));
-    svc_revoked_tidy(r, time_wall_ms() + 2 * SVC_ACCESS_TOKEN_MS);
+    assert_false(svc_revoked_tidy(r, time_wall_ms() + 2 * SVC_ACCESS_TOKEN_MS));
     assert_true(svc_revoked_user_ok(r, &u));
     svc_revoked_free(r);
 }
