@@ -257,11 +257,11 @@ void instance_stop(struct instance *in, int64_t deadline_us)
         return;
     rpc_server_stop(in->svc.server, time_left_ms(deadline_us));
     health_stop(in->health);
+    svc_revoked_stop(in->revoked); // before what may never end: its thread is done, and to be joined
     atomic_store(&in->is_started, false);
     if (in->role->stop)
         in->role->stop(in->self);
     in->self = NULL;
-    svc_revoked_stop(in->revoked);
     // Now, and not with the rest: other nodes of this process still serve what these clients hold.
     svc_clients_free(TAKE(in->clients));
     log_info(in->svc.log, "stopped", F_I64("up_ms", time_mono_ms() - in->started_ms));
