@@ -597,8 +597,8 @@ struct caller {
     char token[2048];
 };
 
-// As node session-1, with an administrator's token, to node video-1.
-static void caller_init(struct caller *c)
+// As node session-1, with an administrator's token, to node video-1 by its key, or the one to come.
+static void caller_init_by(struct caller *c, bool next_key)
 {
     uint8_t secret[64];
     struct err err = ERR_INIT;
@@ -628,7 +628,7 @@ static void caller_init(struct caller *c)
     strcpy(c->token, buf_str(&token));
     const struct svc_node *n = svc_nodes_find(c->nodes, "video-1");
     struct rpc_endpoint e = {.url = n->url};
-    memcpy(e.key, n->key, 32);
+    memcpy(e.key, next_key ? n->next_key : n->key, 32);
     struct rpc_client_opts o = {.identity = &c->id,
                                 .trust = &c->trust,
                                 .expect_role = ROLE_NODE_ORIGIN,
@@ -636,6 +636,11 @@ static void caller_init(struct caller *c)
                                 .n_endpoints = 1};
     c->client = rpc_client_new(&o, &err);
     assert_non_null(c->client);
+}
+
+static void caller_init(struct caller *c)
+{
+    caller_init_by(c, false);
 }
 
 static void caller_done(struct caller *c)
@@ -718,6 +723,31 @@ static void test_grant_that_ends_soon_is_said_and_renewed_without_a_restart(void
     assert_int_equal(cauced_keys_renew(2, argv), 0);
     wait_reason(&c, "");
     caller_done(&c);
+    kill(p.pid, SIGTERM);
+    assert_int_equal(wait_end(&p), 0);
+}
+
+static void test_node_with_two_keys_answers_to_both(void **state)
+{
+    (void)state;
+    struct caller old, new;
+    char *argv[] = {(char *)(uintptr_t)keys_word(), (char *)(uintptr_t) "video-1", NULL};
+
+    standard_keys();
+    assert_int_equal(cauced_keys_rotate(2, argv), 0);
+    struct process p = START(NULL, "origin:video-1", keys_word(), ready_word());
+    caller_init_by(&old, false);
+    caller_init_by(&new, true);
+    wait_reason(&old, "");
+    wait_reason(&new, "");
+    caller_done(&old);
+    assert_int_equal(cauced_keys_retire(2, argv), 0);
+    kill(p.pid, SIGHUP);
+    caller_init_by(&old, false); // by what is the first key now
+    wait_reason(&old, "");
+    wait_reason(&new, "");
+    caller_done(&old);
+    caller_done(&new);
     kill(p.pid, SIGTERM);
     assert_int_equal(wait_end(&p), 0);
 }
@@ -874,6 +904,7 @@ int main(int argc, char **argv)
         IN_FOLDER(test_health_and_info_are_served),
         IN_FOLDER(test_call_under_way_is_answered_before_the_end),
         IN_FOLDER(test_grant_that_ends_soon_is_said_and_renewed_without_a_restart),
+        IN_FOLDER(test_node_with_two_keys_answers_to_both),
         IN_FOLDER(test_broken_list_changes_nothing_and_health_says_so),
         IN_FOLDER(test_revoked_node_loses_its_calls_and_is_not_let_in_again),
     };
