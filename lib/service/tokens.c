@@ -297,9 +297,8 @@ static bool read_claims(const struct json_value *c, enum purpose purpose, struct
         return false;
     if (purpose == ACCESS) {
         v->user.exp_wall_ms = v->exp_wall_ms;
-        return get_epoch(c, &v->user.epoch) &&
-               get_text(c, "sub", v->user.id, sizeof(v->user.id)) && v->user.id[0] != '\0' &&
-               get_text(c, "name", v->user.name, sizeof(v->user.name)) &&
+        return get_epoch(c, &v->user.epoch) && get_text(c, "sub", v->user.id, sizeof(v->user.id)) &&
+               v->user.id[0] != '\0' && get_text(c, "name", v->user.name, sizeof(v->user.name)) &&
                get_text(c, "sid", v->user.session, sizeof(v->user.session)) &&
                get_bits(c, "roles", role_words, N_ELEMENTS(role_words), &v->user.roles);
     }

@@ -132,7 +132,8 @@ enum status session_ensure_admin(struct session *s, struct err *err) MUST_CHECK;
 enum status session_login_begin(struct db_conn *c, const struct session_account *a,
                                 const char *device, struct session_grant *ret,
                                 struct err *err) MUST_CHECK;
-// Access tokens made so far count no more, once the audit row that says so is read. errors NOT_FOUND
+// Access tokens made so far count no more, once the audit row that says so is read. errors
+// NOT_FOUND
 enum status session_epoch_end(struct db_conn *c, const char *account, int64_t *ret_epoch,
                               struct err *err) MUST_CHECK;
 // login NULL: all of the account's.

@@ -95,9 +95,9 @@ enum status session_epoch_end(struct db_conn *c, const char *account, int64_t *r
                               struct err *err)
 {
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s = db_exec(
-        c, "UPDATE session.account SET epoch = epoch + 1 WHERE id = $1 RETURNING epoch",
-        DB_PARAMS(DB_TEXT(account)), &r, err);
+    enum status s =
+        db_exec(c, "UPDATE session.account SET epoch = epoch + 1 WHERE id = $1 RETURNING epoch",
+                DB_PARAMS(DB_TEXT(account)), &r, err);
     if (s == STATUS_OK && db_result_n_rows(r) == 0)
         s = err_set(err, STATUS_NOT_FOUND, "the account is gone");
     if (s == STATUS_OK)

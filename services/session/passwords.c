@@ -111,8 +111,7 @@ static enum status record_failure_tx(struct db_conn *c, void *ud, struct err *er
     if (s != STATUS_OK)
         return s;
     return session_audit(c, "login.failed", f->account,
-                         &(struct session_audit_fields){.name = f->name, .device = f->device},
-                         err);
+                         &(struct session_audit_fields){.name = f->name, .device = f->device}, err);
 }
 
 static enum status wrong(struct err *err)
@@ -376,8 +375,8 @@ static enum status ensure_admin_tx(struct db_conn *c, void *ud, struct err *err)
     ad->created = s == STATUS_OK && db_result_n_affected(r) == 1;
     if (!ad->created)
         return s;
-    s = session_audit(c, "user.registered", id,
-                      &(struct session_audit_fields){.name = ADMIN_NAME}, err);
+    s = session_audit(c, "user.registered", id, &(struct session_audit_fields){.name = ADMIN_NAME},
+                      err);
     // Told before the commit: an admin whose password nobody knows would be worse than a password
     // without its admin, which the next start replaces.
     return s == STATUS_OK ? tell_password(ad, err) : s;
