@@ -21,6 +21,7 @@
 #define ACK_BYTES (CONN_WINDOW_MIN / 2)
 #define QUANTUM (16U << 10) // of one flow before the next has its turn
 #define COALESCE_BYTES (32U << 10)
+#define GATHER_BEHIND (2 * CONN_WINDOW_MIN)
 
 // What others wait behind: bytes on the way, and of one record, while a stream has something to
 // send.
@@ -247,6 +248,14 @@ static bool send_record(struct conn *c, bool only_control)
     return true;
 }
 
+// A stream alone has something, but not a whole record, and so much is on its way that a peer must
+// acknowledge some of it: then more will have come.
+static bool may_gather(const struct conn *c)
+{
+    return !conn_pending(&c->calls, c->calls_off) && list_is_empty(&c->ready_urgent) &&
+           c->unacked_bytes >= GATHER_BEHIND && c->tx_queued < record_limit(c);
+}
+
 // A frame found no room: the peer would wait for it for ever.
 static bool has_lost_frames(const struct conn *c)
 {
@@ -283,6 +292,8 @@ void conn_flush(struct conn *c)
             if (c->slots_used >= c->o.n_slots || n < COALESCE_BYTES)
                 return; // conn_slot_free() comes back here
         }
+        if (room && !control && may_gather(c))
+            return; // an acknowledgement comes back here
         if (!timed)
             c->now_us = time_mono_us();
         timed = true;
