@@ -20,7 +20,7 @@
 #include "rpc/internal.h"
 #include "rpc/test_util.h"
 
-#define PATIENCE_MS 20000
+#define PATIENCE_MS 50000 // machines may be slow, or busy
 
 static const struct transport_ops *const transports[] = {&transport_nng, &transport_epoll};
 
@@ -33,6 +33,11 @@ static const char *ipc_url(void)
 
 // ---------------------------------------------------------------- each with each
 
+static struct rpc_opts patient(void)
+{
+    return (struct rpc_opts){.deadline_us = time_deadline_in_ms(PATIENCE_MS)};
+}
+
 static void echo(struct rpc_client *c, size_t n)
 {
     struct err err = ERR_INIT;
@@ -42,7 +47,8 @@ static void echo(struct rpc_client *c, size_t n)
     req.data.data = mem_array(n, 1);
     assert_non_null(req.data.data);
     memset(req.data.data, 0x5a, n);
-    if (call_note(c, ECHO, NULL, &req, &ret, &err) != STATUS_OK)
+    struct rpc_opts o = patient();
+    if (call_note(c, ECHO, &o, &req, &ret, &err) != STATUS_OK)
         print_error("%s\n", err.msg);
     assert_non_null(ret);
     assert_int_equal(ret->data.len, n);
@@ -54,6 +60,7 @@ static void echo(struct rpc_client *c, size_t n)
 // A server stream of notes of a size, each in its place.
 static void count(struct rpc_client *c, int64_t n, size_t size)
 {
+    struct rpc_opts o = patient();
     struct err err = ERR_INIT;
     struct rpc_stream *st = NULL;
     Note req;
@@ -61,7 +68,7 @@ static void count(struct rpc_client *c, int64_t n, size_t size)
     req.number = n;
     req.data.len = size;
     req.data.data = mem_array(size, 1);
-    assert_int_equal(rpc_stream_open(c, &test_service.methods[COUNT], NULL, &req.base, &st, &err),
+    assert_int_equal(rpc_stream_open(c, &test_service.methods[COUNT], &o, &req.base, &st, &err),
                      STATUS_OK);
     for (int64_t i = 0; i <= n; i++) {
         ProtobufCMessage *m = NULL;
@@ -79,6 +86,7 @@ static void count(struct rpc_client *c, int64_t n, size_t size)
 // A client stream of notes; the server adds up.
 static void sum(struct rpc_client *c, int64_t n, size_t size)
 {
+    struct rpc_opts o = patient();
     struct err err = ERR_INIT;
     struct rpc_stream *st = NULL;
     ProtobufCMessage *m = NULL;
@@ -87,7 +95,7 @@ static void sum(struct rpc_client *c, int64_t n, size_t size)
     note.number = 3;
     note.data.len = size;
     note.data.data = mem_array(size, 1);
-    assert_int_equal(rpc_stream_open(c, &test_service.methods[SUM], NULL, NULL, &st, &err),
+    assert_int_equal(rpc_stream_open(c, &test_service.methods[SUM], &o, NULL, &st, &err),
                      STATUS_OK);
     for (int64_t i = 0; i < n; i++)
         assert_int_equal(rpc_stream_send(st, &note.base, &err), STATUS_OK);
