@@ -17,6 +17,7 @@
 #include "base/time.h"
 #include "cauce/enrol.rpc.h"
 #include "cauced.h"
+#include "command.h"
 #include "config/config.h"
 #include "crypto/crypto.h"
 #include "invitation.h"
@@ -300,24 +301,17 @@ static enum status serve(struct enrol *e, struct err *err)
     return s;
 }
 
+static enum status run(void *ud, char **words, bool *ret_misused, struct err *err)
+{
+    struct enrol *e = ud;
+    (void)words;
+    return e->o->keys ? serve(e, err) : command_misused(ret_misused, err, "--keys DIR is");
+}
+
 int cauced_enrol(int argc, char **argv)
 {
+    static const struct command_line command = {.name = "enrol", .spec = &spec, .run = run};
     struct options o = {0};
     struct enrol e = {.o = &o};
-    struct err err = ERR_INIT;
-    int code = 2;
-    enum status s = cfg_load(&spec, &o, NULL, argc, argv, NULL, &err);
-
-    if (s == STATUS_CANCELLED)
-        return 0; // help was asked for
-    if (s == STATUS_OK && !o.keys) {
-        s = err_set(&err, STATUS_INVALID_ARGUMENT, "--keys DIR is needed; see --help");
-    } else if (s == STATUS_OK) {
-        code = 1;
-        s = serve(&e, &err);
-    }
-    if (s != STATUS_OK)
-        (void)fprintf(stderr, "cauced enrol: %s\n", err.msg);
-    cfg_done(&spec, &o);
-    return s == STATUS_OK ? 0 : code;
+    return command_main(&command, &o, &e, argc, argv);
 }

@@ -7,6 +7,7 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "cauced.h"
+#include "command.h"
 #include "config/config.h"
 #include "crypto/crypto.h"
 #include "invitation.h"
@@ -165,23 +166,20 @@ static enum status invite(const struct options *o, struct err *err)
     return s;
 }
 
+static enum status run(void *ud, char **words, bool *ret_misused, struct err *err)
+{
+    const struct options *o = ud;
+    (void)words;
+    if (!o->keys)
+        return command_misused(ret_misused, err, "--keys DIR is");
+    enum status s = invite(o, err);
+    *ret_misused = s == STATUS_INVALID_ARGUMENT;
+    return s;
+}
+
 int cauced_invite(int argc, char **argv)
 {
+    static const struct command_line command = {.name = "invite", .spec = &spec, .run = run};
     struct options o = {0};
-    struct err err = ERR_INIT;
-    int code = 2;
-    enum status s = cfg_load(&spec, &o, NULL, argc, argv, NULL, &err);
-
-    if (s == STATUS_CANCELLED)
-        return 0; // help was asked for
-    if (s == STATUS_OK && !o.keys) {
-        s = err_set(&err, STATUS_INVALID_ARGUMENT, "--keys DIR is needed; see --help");
-    } else if (s == STATUS_OK) {
-        s = invite(&o, &err);
-        code = s == STATUS_INVALID_ARGUMENT ? 2 : 1;
-    }
-    if (s != STATUS_OK)
-        (void)fprintf(stderr, "cauced invite: %s\n", err.msg);
-    cfg_done(&spec, &o);
-    return s == STATUS_OK ? 0 : code;
+    return command_main(&command, &o, &o, argc, argv);
 }

@@ -14,6 +14,7 @@
 #include "base/time.h"
 #include "cauce/enrol.rpc.h"
 #include "cauced.h"
+#include "command.h"
 #include "config/config.h"
 #include "crypto/crypto.h"
 #include "invitation.h"
@@ -223,30 +224,27 @@ static enum status join(struct newcomer *j, struct err *err)
     return s;
 }
 
+static enum status run(void *ud, char **words, bool *ret_misused, struct err *err)
+{
+    struct newcomer *j = ud;
+    if (!j->o->keys || !words[0] || words[1])
+        return command_misused(ret_misused, err, "one INVITATION (or -) and --keys DIR are");
+    enum status s = read_invitation(words[0], j, err);
+    *ret_misused = s != STATUS_OK;
+    if (s != STATUS_OK)
+        return s;
+    s = join(j, err);
+    rpc_fini();
+    return s;
+}
+
 int cauced_join(int argc, char **argv)
 {
+    static const struct command_line command = {
+        .name = "join", .spec = &spec, .takes_words = true, .run = run};
     struct options o = {0};
     struct newcomer j = {.o = &o};
-    struct err err = ERR_INIT;
-    AUTO(mem_free_p) char **words = NULL;
-    int code = 2;
-    enum status s = cfg_load(&spec, &o, NULL, argc, argv, &words, &err);
-
-    if (s == STATUS_CANCELLED)
-        return 0; // help was asked for
-    if (s == STATUS_OK && (!o.keys || !words[0] || words[1]))
-        s = err_set(&err, STATUS_INVALID_ARGUMENT,
-                    "one INVITATION (or -) and --keys DIR are needed; see --help");
-    if (s == STATUS_OK)
-        s = read_invitation(words[0], &j, &err);
-    if (s == STATUS_OK) {
-        code = 1;
-        s = join(&j, &err);
-        rpc_fini();
-    }
-    if (s != STATUS_OK)
-        (void)fprintf(stderr, "cauced join: %s\n", err.msg);
+    int code = command_main(&command, &o, &j, argc, argv);
     crypto_wipe(&j, sizeof(j));
-    cfg_done(&spec, &o);
-    return s == STATUS_OK ? 0 : code;
+    return code;
 }

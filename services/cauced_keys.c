@@ -14,6 +14,7 @@
 #include "base/time.h"
 #include "cauced.h"
 #include "channel/channel.h"
+#include "command.h"
 #include "config/config.h"
 #include "crypto/crypto.h"
 #include "keyring.h"
@@ -226,7 +227,7 @@ static enum status make_keys(struct keyring *k, const struct options *o, struct 
     return s;
 }
 
-static enum status run(const struct options *o, struct err *err)
+static enum status make(const struct options *o, struct err *err)
 {
     AUTO(keyring_free_p) struct keyring *k = NULL;
 
@@ -238,21 +239,18 @@ static enum status run(const struct options *o, struct err *err)
     return s == STATUS_OK ? make_keys(k, o, err) : s;
 }
 
-static int make(int argc, char **argv)
+static enum status run(void *ud, char **words, bool *ret_misused, struct err *err)
 {
-    struct options o = {0};
-    struct err err = ERR_INIT;
-    enum status s = cfg_load(&spec, &o, NULL, argc, argv, NULL, &err);
+    (void)words;
+    (void)ret_misused;
+    return make(ud, err);
+}
 
-    if (s == STATUS_CANCELLED)
-        return 0; // help was asked for
-    int code = s == STATUS_OK ? 1 : 2;
-    if (s == STATUS_OK)
-        s = run(&o, &err);
-    if (s != STATUS_OK)
-        (void)fprintf(stderr, "cauced keys: %s\n", err.msg);
-    cfg_done(&spec, &o);
-    return s == STATUS_OK ? 0 : code;
+static int make_main(int argc, char **argv)
+{
+    static const struct command_line command = {.name = "keys", .spec = &spec, .run = run};
+    struct options o = {0};
+    return command_main(&command, &o, &o, argc, argv);
 }
 
 static const struct {
@@ -268,5 +266,5 @@ int cauced_keys(int argc, char **argv)
     for (size_t i = 0; argc > 0 && i < N_ELEMENTS(commands); i++)
         if (str_eq(argv[0], commands[i].name))
             return commands[i].run(argc - 1, argv + 1);
-    return make(argc, argv);
+    return make_main(argc, argv);
 }

@@ -17,6 +17,7 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "cauced.h"
+#include "command.h"
 #include "config/config.h"
 #include "crypto/crypto.h"
 #include "invitation.h"
@@ -234,7 +235,7 @@ static const struct cfg_option revoke_rows[] = {
     {"unlisted", CFG_BOOL, OPT(unlisted), NULL, 0, 0, "also a node that nodes.ini does not have"}};
 
 static const struct command renew_command = {
-    "renew",
+    "keys renew",
     "renewed",
     {.section = "keys-renew",
      .usage =
@@ -245,7 +246,7 @@ static const struct command renew_command = {
      .n_options = N_ELEMENTS(renew_rows)},
     renew_node};
 static const struct command rotate_command = {
-    "rotate",
+    "keys rotate",
     "rotated",
     {.section = "keys-rotate",
      .usage =
@@ -257,7 +258,7 @@ static const struct command rotate_command = {
      .n_options = N_ELEMENTS(rotate_rows)},
     rotate_node};
 static const struct command retire_command = {
-    "retire",
+    "keys retire",
     "retired",
     {.section = "keys-retire",
      .usage =
@@ -268,7 +269,7 @@ static const struct command retire_command = {
      .n_options = N_ELEMENTS(retire_rows)},
     retire_node};
 static const struct command revoke_command = {
-    "revoke",
+    "keys revoke",
     "revoked",
     {.section = "keys-revoke",
      .usage = "cauced keys revoke --keys DIR NODE...\n\n"
@@ -313,44 +314,43 @@ static enum status run_all(const struct command *c, const struct options *o, cha
     return s;
 }
 
-static int run(const struct command *c, int argc, char **argv)
-{
-    struct options o = {0};
-    struct err err = ERR_INIT;
-    AUTO(mem_free_p) char **ids = NULL;
-    int code = 2;
-    enum status s = cfg_load(&c->spec, &o, NULL, argc, argv, &ids, &err);
+struct change {
+    const struct command *c;
+    struct options o;
+};
 
-    if (s == STATUS_CANCELLED)
-        return 0; // help was asked for
-    if (s == STATUS_OK && (!o.keys || (ids[0] != NULL) == o.all)) {
-        s = err_set(&err, STATUS_INVALID_ARGUMENT, "--keys DIR and a NODE are needed; see --help");
-    } else if (s == STATUS_OK) {
-        code = 1;
-        s = run_all(c, &o, ids, &err);
-    }
-    if (s != STATUS_OK)
-        (void)fprintf(stderr, "cauced keys %s: %s\n", c->name, err.msg);
-    cfg_done(&c->spec, &o);
-    return s == STATUS_OK ? 0 : code;
+static enum status run(void *ud, char **words, bool *ret_misused, struct err *err)
+{
+    const struct change *h = ud;
+    if (!h->o.keys || (words[0] != NULL) == h->o.all)
+        return command_misused(ret_misused, err, "--keys DIR and a NODE are");
+    return run_all(h->c, &h->o, words, err);
+}
+
+static int change_main(const struct command *c, int argc, char **argv)
+{
+    const struct command_line command = {
+        .name = c->name, .spec = &c->spec, .takes_words = true, .run = run};
+    struct change h = {.c = c};
+    return command_main(&command, &h.o, &h, argc, argv);
 }
 
 int cauced_keys_renew(int argc, char **argv)
 {
-    return run(&renew_command, argc, argv);
+    return change_main(&renew_command, argc, argv);
 }
 
 int cauced_keys_rotate(int argc, char **argv)
 {
-    return run(&rotate_command, argc, argv);
+    return change_main(&rotate_command, argc, argv);
 }
 
 int cauced_keys_retire(int argc, char **argv)
 {
-    return run(&retire_command, argc, argv);
+    return change_main(&retire_command, argc, argv);
 }
 
 int cauced_keys_revoke(int argc, char **argv)
 {
-    return run(&revoke_command, argc, argv);
+    return change_main(&revoke_command, argc, argv);
 }

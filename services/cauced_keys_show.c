@@ -8,6 +8,7 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "cauced.h"
+#include "command.h"
 #include "config/config.h"
 #include "keyring.h"
 
@@ -194,23 +195,16 @@ static enum status show(const struct options *o, struct err *err)
     return STATUS_OK;
 }
 
+static enum status run(void *ud, char **words, bool *ret_misused, struct err *err)
+{
+    const struct options *o = ud;
+    (void)words;
+    return o->keys ? show(o, err) : command_misused(ret_misused, err, "--keys DIR is");
+}
+
 int cauced_keys_show(int argc, char **argv)
 {
+    static const struct command_line command = {.name = "keys show", .spec = &spec, .run = run};
     struct options o = {0};
-    struct err err = ERR_INIT;
-    int code = 2;
-    enum status s = cfg_load(&spec, &o, NULL, argc, argv, NULL, &err);
-
-    if (s == STATUS_CANCELLED)
-        return 0; // help was asked for
-    if (s == STATUS_OK && !o.keys)
-        s = err_set(&err, STATUS_INVALID_ARGUMENT, "--keys DIR is needed; see --help");
-    else if (s == STATUS_OK) {
-        code = 1;
-        s = show(&o, &err);
-    }
-    if (s != STATUS_OK)
-        (void)fprintf(stderr, "cauced keys show: %s\n", err.msg);
-    cfg_done(&spec, &o);
-    return s == STATUS_OK ? 0 : code;
+    return command_main(&command, &o, &o, argc, argv);
 }

@@ -3,6 +3,7 @@
 
 #include "base/err.h"
 #include "cauced.h"
+#include "command.h"
 #include "config/config.h"
 #include "db/db.h"
 
@@ -38,19 +39,16 @@ static enum status migrate(const struct options *o, struct err *err)
     return s;
 }
 
+static enum status run(void *ud, char **words, bool *ret_misused, struct err *err)
+{
+    (void)words;
+    (void)ret_misused;
+    return migrate(ud, err);
+}
+
 int cauced_migrate(int argc, char **argv)
 {
+    static const struct command_line command = {.name = "migrate", .spec = &spec, .run = run};
     struct options o = {0};
-    struct err err = ERR_INIT;
-    enum status s = cfg_load(&spec, &o, NULL, argc, argv, NULL, &err);
-
-    if (s == STATUS_CANCELLED)
-        return 0; // help was asked for
-    int code = s == STATUS_OK ? 1 : 2;
-    if (s == STATUS_OK)
-        s = migrate(&o, &err);
-    if (s != STATUS_OK)
-        (void)fprintf(stderr, "cauced migrate: %s\n", err.msg);
-    cfg_done(&spec, &o);
-    return s == STATUS_OK ? 0 : code;
+    return command_main(&command, &o, &o, argc, argv);
 }

@@ -24,38 +24,51 @@ static void respond_playlist(struct http_request *r, struct edge_plan *p, const 
     buf_done(b);
 }
 
-static void master(struct http_request *r, struct gateway *g, struct edge_plan *p)
+// A text of the whole plan.
+static void respond_made(struct http_request *r, struct edge_plan *p, const char *type,
+                         enum status (*make)(const struct media_plan *, struct buf *, struct err *))
 {
     struct err err = ERR_INIT;
     struct buf b;
-    (void)g;
     buf_init(&b, MAX_PLAYLIST_BYTES);
-    enum status s = media_playlist_master(p->plan, 0, 0, &b, &err);
-    respond_playlist(r, p, PLAYLIST_TYPE, s, &b, &err);
+    enum status s = make(p->plan, &b, &err);
+    respond_playlist(r, p, type, s, &b, &err);
+}
+
+static enum status make_master(const struct media_plan *p, struct buf *b, struct err *err)
+{
+    return media_playlist_master(p, 0, 0, b, err);
+}
+
+static enum status make_manifest(const struct media_plan *p, struct buf *b, struct err *err)
+{
+    return media_dash_manifest(p, 0, 0, b, err);
+}
+
+static enum status make_tiles_index(const struct media_plan *p, struct buf *b, struct err *err)
+{
+    return media_tiles_index(p, "tiles.jpg", b, err);
+}
+
+static void master(struct http_request *r, struct gateway *g, struct edge_plan *p)
+{
+    (void)g;
+    respond_made(r, p, PLAYLIST_TYPE, make_master);
 }
 
 static void manifest(struct http_request *r, struct gateway *g, struct edge_plan *p)
 {
-    struct err err = ERR_INIT;
-    struct buf b;
     (void)g;
-    buf_init(&b, MAX_PLAYLIST_BYTES);
-    enum status s = media_dash_manifest(p->plan, 0, 0, &b, &err);
-    respond_playlist(r, p, MANIFEST_TYPE, s, &b, &err);
+    respond_made(r, p, MANIFEST_TYPE, make_manifest);
 }
 
 static void tiles_index(struct http_request *r, struct gateway *g, struct edge_plan *p)
 {
-    struct err err = ERR_INIT;
-    struct buf b;
     (void)g;
-    if (!media_image_is_planned(p->plan, MEDIA_IMAGE_TILES)) {
+    if (media_image_is_planned(p->plan, MEDIA_IMAGE_TILES))
+        respond_made(r, p, "text/vtt", make_tiles_index);
+    else
         http_respond_problem(r, STATUS_NOT_FOUND, "the item has no tiles", 0);
-        return;
-    }
-    buf_init(&b, MAX_PLAYLIST_BYTES);
-    enum status s = media_tiles_index(p->plan, "tiles.jpg", &b, &err);
-    respond_playlist(r, p, "text/vtt", s, &b, &err);
 }
 
 // The rendition that the address names; answers 404 and gives -1 when there is none.
