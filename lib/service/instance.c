@@ -140,6 +140,8 @@ static enum status make_parts(struct instance *in, struct log *log, struct err *
         .grant_ok_ud = in->nodes,
         .user_ok = svc_revoked_user_ok,
         .user_ok_ud = in->revoked,
+        .door = {.max_conns = (unsigned)svc->options->max_conns,
+                 .max_conns_per_addr = (unsigned)svc->options->max_conns_per_addr},
     };
     svc->server = rpc_server_new(&o, err);
     return svc->server ? STATUS_OK : err ? err->code : STATUS_UNAVAILABLE;
@@ -257,7 +259,8 @@ void instance_stop(struct instance *in, int64_t deadline_us)
         return;
     rpc_server_stop(in->svc.server, time_left_ms(deadline_us));
     health_stop(in->health);
-    svc_revoked_stop(in->revoked); // before what may never end: its thread is done, and to be joined
+    svc_revoked_stop(
+        in->revoked); // before what may never end: its thread is done, and to be joined
     atomic_store(&in->is_started, false);
     if (in->role->stop)
         in->role->stop(in->self);

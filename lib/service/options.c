@@ -25,6 +25,8 @@ const struct cfg_option svc_option_rows[] = {
     {"database", CFG_STRING, OPT(database), NULL, 0, 0, "PostgreSQL, as libpq's connection string"},
     {"migrations", CFG_STRING, OPT(migrations), NULL, 0, 0, "directory of the SQL files, to check the database"},
     {"threads", CFG_I64, OPT(threads), "8", 1, 256, "threads that run handlers"},
+    {"max-peers", CFG_I64, OPT(max_conns), "0", 0, 1000000, "connections of nodes and apps at once; 0: two thirds of the open files"},
+    {"max-peers-per-address", CFG_I64, OPT(max_conns_per_addr), "0", 0, 1000000, "of one address; 0: a quarter of those"},
     {"drain", CFG_DURATION_MS, OPT(drain_ms), "3s", 0, 600000, "how long a stop waits for open calls"},
     // clang-format on
 };

@@ -114,6 +114,7 @@ struct svc_options {
     char *database;   // --database: libpq conninfo
     char *migrations; // --migrations: directory of the SQL files, for the check at start
     int64_t threads;  // --threads: work pool
+    int64_t max_conns, max_conns_per_addr; // --max-peers[-per-address]; 0: the default
     int64_t drain_ms; // --drain: how long a stop waits for open calls, default 3s
 };
 extern const struct cfg_option
@@ -203,14 +204,31 @@ struct svc_event_options {
 };
 // keep, keep_unread: the defaults, as they would be typed
 #define SVC_EVENT_OPTION_ROWS(type, member, keep, keep_unread)                                     \
-    {"publish", CFG_STRING, offsetof(type, member.url), NULL, 0, 0,                                \
+    {"publish",                                                                                    \
+     CFG_STRING,                                                                                   \
+     offsetof(type, member.url),                                                                   \
+     NULL,                                                                                         \
+     0,                                                                                            \
+     0,                                                                                            \
      "where events are published [beside our first address]"},                                     \
-        {"publish-as", CFG_STRING, offsetof(type, member.as), NULL, 0, 0,                          \
+        {"publish-as",                                                                             \
+         CFG_STRING,                                                                               \
+         offsetof(type, member.as),                                                                \
+         NULL,                                                                                     \
+         0,                                                                                        \
+         0,                                                                                        \
          "the same as others reach it; port 0: the real one [our host in nodes.ini]"},             \
-        {"event-retention", CFG_DURATION_MS, offsetof(type, member.retention_ms), keep, 0,         \
-         INT64_MAX, "events that are older are deleted; 0: never"},                                 \
-        {"event-retention-unread", CFG_DURATION_MS, offsetof(type, member.unread_ms), keep_unread, \
-         0, INT64_MAX, "the same for those that a registered consumer has not read yet"}
+        {"event-retention",                                                                        \
+         CFG_DURATION_MS,                                                                          \
+         offsetof(type, member.retention_ms),                                                      \
+         keep,                                                                                     \
+         0,                                                                                        \
+         INT64_MAX,                                                                                \
+         "events that are older are deleted; 0: never"},                                           \
+    {                                                                                              \
+        "event-retention-unread", CFG_DURATION_MS, offsetof(type, member.unread_ms), keep_unread,  \
+            0, INT64_MAX, "the same for those that a registered consumer has not read yet"         \
+    }
 // Publish and prune the role's events as the options say; before event_log_serve().
 enum status svc_publish_events(struct svc *svc, struct event_log *l,
                                const struct svc_event_options *o, struct err *err) MUST_CHECK;
