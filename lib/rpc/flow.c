@@ -142,6 +142,8 @@ void flow_remove(struct flow *f)
     c->n_flows--;
     if (c->last_flow == f)
         c->last_flow = NULL;
+    if (f->tx_status_pending) // the call is over, and its status will not leave any more
+        conn_call_closed(c);
     drop_tx(f);
     c->rx_held -= f->rx_held;
     size_t unfinished = f->part_cost;
@@ -256,6 +258,7 @@ void flow_put_status(struct flow *f)
     if (!f->details)
         f->status.n_details = 0; // they were the caller's
     c->calls_n_status++;
+    f->tx_status_pending = false;
     flow_remove(f);
 }
 

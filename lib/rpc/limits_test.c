@@ -115,6 +115,47 @@ static bool has_shed(void *ud)
     return site_stats(ud, SEE).n_shed > 0;
 }
 
+static bool has_dripped(void *site)
+{
+    return site_stats(site, DRIP).by_status[STATUS_OK] == 1;
+}
+
+static unsigned open_calls(const struct site *t)
+{
+    struct rpc_server_stats s;
+    rpc_server_get_stats(t->s, &s);
+    return s.calls_open;
+}
+
+static bool has_no_open_call(void *site)
+{
+    return open_calls(site) == 0;
+}
+
+// Its handler is through, its last message waits for credit and its status behind that: then its
+// caller leaves.
+static void test_a_stream_that_is_left_at_its_end_makes_room(void **state)
+{
+    (void)state;
+    struct site t;
+    site_serve(&t, true);
+    struct rpc_client *c = site_client((struct site *[]){&t}, 1);
+    static uint8_t data[1000];
+    Note n;
+    note_init(&n);
+    n.number = 65; // of which a stream's first credit, 64 KiB, takes 64
+    n.data = (ProtobufCBinaryData){.len = sizeof data, .data = data};
+    struct rpc_stream *st = NULL;
+    struct err err = ERR_INIT;
+    assert_int_equal(rpc_stream_open(c, &own_methods[DRIP], NULL, &n.base, &st, &err), STATUS_OK);
+    assert_true(eventually(has_dripped, &t));
+    assert_int_equal(open_calls(&t), 1);
+    rpc_stream_free(st);
+    assert_true(eventually(has_no_open_call, &t));
+    rpc_client_free(c);
+    site_done(&t);
+}
+
 static void test_attempts_are_numbered(void **state)
 {
     (void)state;
@@ -332,6 +373,7 @@ int main(void)
         cmocka_unit_test(test_too_many_at_once_are_shed),
         cmocka_unit_test(test_what_waited_too_long_is_shed),
         cmocka_unit_test(test_what_no_thread_takes_is_shed),
+        cmocka_unit_test(test_a_stream_that_is_left_at_its_end_makes_room),
         cmocka_unit_test(test_attempts_are_numbered),
         cmocka_unit_test(test_a_server_leaves_without_failing_a_call),
         cmocka_unit_test(test_a_server_behind_a_proxy_leaves_without_failing_a_call),

@@ -150,6 +150,7 @@ static enum status do_drip(struct rpc_call *c, const Note *req, Note *ret, struc
     (void)ret;
     Note n;
     note_init(&n);
+    n.data = req->data;
     for (; n.number < req->number; n.number++) {
         enum status s = rpc_call_write(c, &n.base, err);
         if (s != STATUS_OK)

@@ -15,7 +15,7 @@ enum {
     HASTY,      // as SEE, but waits at most a millisecond for a thread
     REFUSE,     // with details
     POSTPONE,   // deferred; answered where it is told that it may write
-    DRIP,       // server stream: number notes
+    DRIP,       // server stream: number notes, each with the request's data
     MIRROR,     // bidi: every note comes back
     N_OWN
 };
