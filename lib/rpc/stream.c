@@ -29,7 +29,7 @@ struct rpc_stream {
     struct rpc_client *client;
     pthread_mutex_t lock; // may be held around the client's lock, not around a connection's
     pthread_cond_t cond;
-    struct attempt *cur; // changes only with `again`
+    struct attempt *cur; // changes only with `again`; NULL once the caller has freed the stream
     struct again *again; // or NULL
     bool is_reopening, is_final, is_cancelled;
     bool was_cancelled_between; // attempts: then the last one's status is not the stream's
@@ -147,7 +147,8 @@ static void reopened(struct rpc_stream *s, struct attempt *a)
 {
     pthread_mutex_lock(&s->lock);
     struct attempt *old = s->cur;
-    s->cur = attempt_ref(a);
+    if (old)
+        s->cur = attempt_ref(a);
     s->is_reopening = false;
     a->nth = ++s->again->plan.n_tried;
     bool cancelled = s->is_cancelled;
@@ -491,6 +492,15 @@ void rpc_stream_cancel(struct rpc_stream *s)
         tell(s);
 }
 
+// The caller's hold on the attempt that it is at: one that is just being started is nobody's.
+static struct attempt *let_go(struct rpc_stream *s)
+{
+    pthread_mutex_lock(&s->lock);
+    struct attempt *a = TAKE(s->cur);
+    pthread_mutex_unlock(&s->lock);
+    return a;
+}
+
 void rpc_stream_free(struct rpc_stream *s)
 {
     if (!s)
@@ -504,11 +514,10 @@ void rpc_stream_free(struct rpc_stream *s)
     for (size_t i = 0; i < N_ELEMENTS(s->hook); i++)
         cancel_unhook(s->hook[i]);
     rpc_stream_cancel(s);
-    struct attempt *a = hold(s);
+    struct attempt *a = let_go(s);
     struct attempt_end e;
     attempt_get_end(a, &e);
     client_result(a, &e);
     attempt_unref(a);
-    attempt_unref(a); // the stream's own, of which it was the last use
     stream_unref(s);
 }

@@ -260,8 +260,9 @@ static void no_connection(struct unary *u)
     client_want(c);
     bool usable = endpoints_any_usable(c, now);       // by now: one that came since we looked
     bool refused = !usable && endpoints_any_ready(c); // by their breakers
-    bool give_up =
-        (u->spec.fail_fast && !usable) || refused || c->is_closing || now >= u->connect_until_us;
+    bool cancelled = u->is_cancelled; // while the attempt that found none was counted in flight
+    bool give_up = (u->spec.fail_fast && !usable) || refused || cancelled || c->is_closing ||
+                   now >= u->connect_until_us;
     if (give_up)
         endpoints_explain(c, now, &err);
     else if (!u->is_over)
@@ -272,6 +273,8 @@ static void no_connection(struct unary *u)
     pthread_mutex_unlock(&c->lock);
     if (closing)
         err_set(&err, STATUS_CANCELLED, "the client is closing");
+    else if (cancelled)
+        err_set(&err, STATUS_CANCELLED, "cancelled");
     else if (give_up && now >= u->spec.deadline_us)
         err_wrap(&err, STATUS_DEADLINE_EXCEEDED, "deadline exceeded before the call began");
     if (give_up)
@@ -352,11 +355,12 @@ static void on_event(struct attempt *s, unsigned events)
     unary_unref(u);
 }
 
-static bool track(struct unary *u, struct attempt *s)
+// False: it is over, or what was to be hedged has ended, and whoever saw that has taken over.
+static bool track(struct unary *u, struct attempt *s, bool is_hedge)
 {
     struct rpc_client *c = u->client;
     pthread_mutex_lock(&c->lock);
-    bool ok = !u->is_over;
+    bool ok = !u->is_over && (!is_hedge || u->n_open == 1);
     for (size_t i = 0; ok && i < N_TRIES; i++) {
         if (u->tries[i])
             continue;
@@ -400,11 +404,11 @@ static bool start_try(struct unary *u, bool is_hedge)
     s->ud = u;
     unary_ref(u);
     attempt_ref(s); // ours, while on_event() may already give up the other
-    if (!track(u, s)) {
+    if (!track(u, s, is_hedge)) {
         attempt_unref(s);
         attempt_unref(s);
         unary_unref(u);
-        return true; // over: nothing is to be done
+        return true; // nothing is to be done
     }
     bool ok = attempt_start_avoiding(s, &u->spec, u->avoid, is_hedge);
     if (ok) {
