@@ -6,9 +6,9 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/dir.h"
 #include "base/mem.h"
 #include "base/str.h"
 #include "base/time.h"
@@ -88,9 +88,10 @@ static enum status make_key(struct newcomer *j, struct err *err)
     AUTO(mem_free_p) char *path = path_of(j, "joining", ".key");
     if (!path)
         return no_memory(err);
-    if (mkdir(j->o->keys, 0700) != 0 && errno != EEXIST)
-        return err_errno(err, errno, "make %s", j->o->keys);
-    enum status s = crypto_key_load(path, "cauce-x25519-secret", j->id.secret, 32, err);
+    enum status s = dir_make(j->o->keys, err);
+    if (s != STATUS_OK)
+        return s;
+    s = crypto_key_load(path, "cauce-x25519-secret", j->id.secret, 32, err);
     if (s == STATUS_NOT_FOUND) {
         crypto_dh_keypair(j->id.public_key, j->id.secret);
         s = crypto_key_save(path, "cauce-x25519-secret", j->id.secret, 32, err);

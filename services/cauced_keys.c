@@ -3,12 +3,11 @@
 // Run again it adds what is missing, takes new addresses over, and renews grants that end soon. A
 // key is never replaced. nodes.ini is written last, so that a run which was cut off leaves keys
 // without a name, which the next run finds and names.
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/dir.h"
 #include "base/mem.h"
 #include "base/str.h"
 #include "base/time.h"
@@ -233,9 +232,9 @@ static enum status make(const struct options *o, struct err *err)
 
     if (!o->out)
         return err_set(err, STATUS_INVALID_ARGUMENT, "--out DIR is needed; see --help");
-    if (mkdir(o->out, 0700) != 0 && errno != EEXIST)
-        return err_errno(err, errno, "make %s", o->out);
-    enum status s = keyring_open(o->out, &k, err);
+    enum status s = dir_make(o->out, err);
+    if (s == STATUS_OK)
+        s = keyring_open(o->out, &k, err);
     return s == STATUS_OK ? make_keys(k, o, err) : s;
 }
 

@@ -3,13 +3,17 @@
 #include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "base/arena.h"
 #include "base/buf.h"
+#include "base/dir.h"
 #include "base/list.h"
 #include "base/mem.h"
 #include "base/rand.h"
@@ -449,6 +453,35 @@ static void test_list_order_and_removal(void **state)
     assert_true(list_is_empty(&head));
 }
 
+static void test_dir_makes_what_is_missing(void **state)
+{
+    (void)state;
+    char top[] = "/tmp/cauce-base-XXXXXX", path[64];
+    struct err err = ERR_INIT;
+    struct stat st;
+
+    assert_non_null(mkdtemp(top));
+    assert_int_equal(chmod(top, 0750), 0);
+    snprintf(path, sizeof(path), "%s/a//b/", top);
+    for (int i = 0; i < 2; i++) { // the second time there is nothing to make
+        assert_int_equal(dir_make(path, &err), STATUS_OK);
+        assert_int_equal(stat(path, &st), 0);
+        assert_int_equal(st.st_mode & (mode_t)~S_IFMT, 0700);
+    }
+    assert_int_equal(stat(top, &st), 0);
+    assert_int_equal(st.st_mode & (mode_t)~S_IFMT, 0750); // as it was
+    assert_int_equal(dir_make("", &err), STATUS_OK);
+
+    snprintf(path, sizeof(path), "%s/a/b", top);
+    assert_int_equal(rmdir(path), 0);
+    snprintf(path, sizeof(path), "%s/a", top);
+    assert_int_equal(rmdir(path), 0);
+    snprintf(path, sizeof(path), "/dev/null/b");
+    assert_int_not_equal(dir_make(path, &err), STATUS_OK);
+    assert_non_null(strstr(err.msg, "/dev/null/b"));
+    assert_int_equal(rmdir(top), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -464,6 +497,7 @@ int main(void)
         cmocka_unit_test(test_str_comparisons_and_copies),
         cmocka_unit_test(test_str_utf8_is_strict),
         cmocka_unit_test(test_str_hex_and_base64),
+        cmocka_unit_test(test_dir_makes_what_is_missing),
         cmocka_unit_test(test_time_deadlines_saturate),
         cmocka_unit_test(test_time_rfc3339),
         cmocka_unit_test(test_rand_uuids_sort_as_made),

@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/dir.h"
 #include "base/mem.h"
 #include "base/rand.h"
 #include "base/str.h"
@@ -161,27 +162,9 @@ bool object_store_is_healthy(struct object_store *s, char *reason, size_t reason
 
 // ---------------------------------------------------------------- open and free
 
-// The directory and whatever of its parents is missing.
-static enum status make_dirs(const char *dir, struct err *err)
-{
-    AUTO(mem_free_p) char *path = mem_strdup(dir);
-    if (!path)
-        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
-    for (char *p = path; *p;) {
-        p += strspn(p, "/");
-        p += strcspn(p, "/");
-        char at = *p;
-        *p = 0;
-        if (path[0] && mkdir(path, 0700) != 0 && errno != EEXIST)
-            return err_errno(err, errno, "make %s", path);
-        *p = at;
-    }
-    return STATUS_OK;
-}
-
 static enum status lock_dir(struct object_store *s, struct err *err)
 {
-    enum status made = make_dirs(s->o.dir, err);
+    enum status made = dir_make(s->o.dir, err);
     if (made != STATUS_OK)
         return made;
     s->dirfd = open(s->o.dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -1,14 +1,13 @@
 // The worker as a role: it serves nothing but its health.
 #include "transcode/transcode.h"
 
-#include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include "base/dir.h"
 #include "base/mem.h"
 #include "base/str.h"
 #include "transcode/codec_host.h"
@@ -96,8 +95,8 @@ static enum status start(struct svc *svc, const void *options, void **ret_self, 
         s = err_set(err, STATUS_NOT_FOUND,
                     "no codec program at %s: build cauce-codec or say where it is with --codec",
                     codec);
-    if (s == STATUS_OK && opt->scratch && mkdir(opt->scratch, 0700) != 0 && errno != EEXIST)
-        s = err_errno(err, errno, "scratch folder %s", opt->scratch);
+    if (s == STATUS_OK && opt->scratch)
+        s = dir_make(opt->scratch, err);
     if (s == STATUS_OK) {
         struct worker_env env = {
             .log = svc->log,
