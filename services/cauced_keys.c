@@ -200,10 +200,11 @@ static void print_gateways(const struct keyring *k)
     char text[64];
 
     for (size_t i = 0; i < k->n; i++) {
-        if (k->nodes[i].role != ROLE_NODE_GATEWAY)
+        const struct svc_node *n = &k->nodes[i];
+        if (n->role != ROLE_NODE_GATEWAY)
             continue;
-        str_b64(text, k->nodes[i].key, 32);
-        printf("%s %s\n", k->nodes[i].id, text);
+        str_b64(text, n->has_next_key ? n->next_key : n->key, 32); // the one it shows
+        printf("%s %s\n", n->id, text);
     }
 }
 

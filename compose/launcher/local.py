@@ -1,6 +1,7 @@
 """compose/local: the whole platform on one machine, as processes. See USAGE."""
 
 import argparse
+import configparser
 import hashlib
 import json
 import os
@@ -279,7 +280,16 @@ class Platform:
     def where(self):
         with open(os.path.join(self.ready, "gateway-1")) as f:
             g = json.load(f)
-        return {"http": g.get("http"), "server": g.get("public")}
+        return {"http": g.get("http"), "server": self._address(g.get("public"))}
+
+    def _address(self, at_start):
+        """The gateway's address with the key it shows now, which may have been rotated since."""
+        nodes = configparser.ConfigParser(interpolation=None, strict=False)
+        nodes.read(os.path.join(self.home, "keys", "nodes.ini"))
+        if not at_start or not nodes.has_section("gateway-1"):
+            return at_start
+        gateway = nodes["gateway-1"]
+        return at_start.split("#")[0] + "#" + gateway.get("next-key", gateway["key"])
 
     def down(self):
         killed = self.table.stop([n[0] for n in NODES], GRACE_S)
