@@ -143,14 +143,14 @@ static void test_login_is_kept_private_and_found_again(void **state)
 static void test_expired_token_is_renewed_before_the_call(void **state)
 {
     struct world *w = *state;
-    w->fake.life_s = 5; // less than the margin
+    FAKE_SET(&w->fake, life_s, 5); // less than the margin
     cauce *c = connect_to(w, NULL);
     cauce_error e;
     check(cauce_register(c, "ada", "a long password", NULL, NULL, &e), &e);
-    w->fake.life_s = 600;
+    FAKE_SET(&w->fake, life_s, 600);
     check(cauce_whoami(c, NULL, &e), &e);
     check(cauce_whoami(c, NULL, &e), &e);
-    assert_int_equal(w->fake.n_refreshes, 1);
+    assert_int_equal(FAKE_GET(&w->fake, n_refreshes), 1);
     cauce_close(c);
 }
 
@@ -164,13 +164,13 @@ static void test_refused_token_is_renewed_and_the_call_repeated(void **state)
     cauce *c = connect_to(w, "state");
     cauce_error e;
     check(cauce_whoami(c, NULL, &e), &e);
-    assert_int_equal(w->fake.n_refreshes, 1);
+    assert_int_equal(FAKE_GET(&w->fake, n_refreshes), 1);
     // the first handle's refresh token is spent, but the folder has its successor
-    w->fake.life_s = 600;
+    FAKE_SET(&w->fake, life_s, 600);
     cauce_close(w->c);
     w->c = connect_to(w, "state");
     check(cauce_whoami(w->c, NULL, &e), &e);
-    assert_int_equal(w->fake.n_refreshes, 1);
+    assert_int_equal(FAKE_GET(&w->fake, n_refreshes), 1);
     cauce_close(c);
 }
 
@@ -215,7 +215,7 @@ static void test_purchase_is_charged_once_when_the_answer_is_lost(void **state)
     assert_int_equal(q.total.minor, 500);
     check(cauce_purchase(w->c, q.id, "key-1", &o, &e), &e);
     assert_string_equal(o.id, "o-1");
-    assert_int_equal(w->fake.n_charges, 1);
+    assert_int_equal(FAKE_GET(&w->fake, n_charges), 1);
     assert_int_equal(cauce_get_quote(w->c, ids, 0, &q, &e), CAUCE_INVALID_ARGUMENT);
 }
 
@@ -224,20 +224,23 @@ static void test_purchase_is_charged_once_when_the_answer_is_lost(void **state)
 static void test_upload_survives_broken_calls_and_sends_each_leaf_once(void **state)
 {
     struct world *w = *state;
-    w->fake.break_puts = 3;
+    FAKE_SET(&w->fake, break_puts, 3);
     cauce_upload_result r;
     cauce_error e;
     check(cauce_upload_file(w->c, w->path, NULL, NULL, NULL, &r, &e), &e);
     assert_string_equal(r.item_id, FAKE_ITEM);
     assert_int_equal(r.size, SOURCE_BYTES);
     assert_int_equal(r.sent, SOURCE_BYTES);
-    assert_true(w->fake.is_committed);
-    assert_memory_equal(w->fake.digest, w->fake.source.digest, OBJECT_DIGEST_SIZE);
-    assert_in_range(w->fake.n_leaves_received, 21, 21 + 3 * 32);
-    int before = w->fake.n_leaves_received;
+    assert_true(FAKE_GET(&w->fake, is_committed));
+    pthread_mutex_lock(&w->fake.lock);
+    bool is_source = memcmp(w->fake.digest, w->fake.source.digest, OBJECT_DIGEST_SIZE) == 0;
+    pthread_mutex_unlock(&w->fake.lock);
+    assert_true(is_source);
+    assert_in_range(FAKE_GET(&w->fake, n_leaves_received), 21, 21 + 3 * 32);
+    int before = FAKE_GET(&w->fake, n_leaves_received);
     check(cauce_upload_file(w->c, w->path, NULL, NULL, NULL, &r, &e), &e);
     assert_int_equal(r.sent, 0);
-    assert_int_equal(w->fake.n_leaves_received, before);
+    assert_int_equal(FAKE_GET(&w->fake, n_leaves_received), before);
 }
 
 struct stop_at {
@@ -258,7 +261,7 @@ static int stop(const cauce_progress *p, void *ud)
 static void test_cancelled_upload_continues_with_what_is_missing(void **state)
 {
     struct world *w = *state;
-    w->fake.break_puts = 1; // four leaves arrive, then the call breaks
+    FAKE_SET(&w->fake, break_puts, 1); // four leaves arrive, then the call breaks
     struct stop_at at = {.limit = 1};
     cauce_upload_result r;
     cauce_error e;
@@ -299,13 +302,13 @@ static void test_wait_ends_with_the_event(void **state)
     struct world *w = *state;
     cauce_error e;
     check(cauce_wait_ready(w->c, FAKE_ITEM, CAUCE_UNTIL_READY, 10000, NULL, NULL, &e), &e);
-    assert_int_equal(w->fake.n_job_gets, 2);
+    assert_int_equal(FAKE_GET(&w->fake, n_job_gets), 2);
 }
 
 static void test_wait_fails_with_the_jobs_reason(void **state)
 {
     struct world *w = *state;
-    w->fake.job_failure = "no picture in it";
+    FAKE_SET(&w->fake, job_failure, "no picture in it");
     cauce_error e;
     assert_int_equal(cauce_wait_ready(w->c, FAKE_ITEM, CAUCE_UNTIL_PLAYABLE, 10000, NULL, NULL, &e),
                      CAUCE_FAILED_PRECONDITION);
@@ -326,7 +329,7 @@ static size_t read_all(cauce_stream *s, uint8_t *p, size_t n)
 static void test_direct_play_reads_and_seeks_verified_bytes(void **state)
 {
     struct world *w = *state;
-    w->fake.break_reads = 1; // after the first piece of bytes: continued behind it
+    FAKE_SET(&w->fake, break_reads, 1); // after the first piece of bytes: continued behind it
     cauce_stream *s = NULL;
     cauce_error e;
     check(cauce_play_open(w->c, FAKE_ITEM, NULL, &s, &e), &e);
@@ -354,7 +357,7 @@ static void test_direct_play_reads_and_seeks_verified_bytes(void **state)
 static void test_corrupt_bytes_are_never_given_out(void **state)
 {
     struct world *w = *state;
-    w->fake.corrupt = true;
+    FAKE_SET(&w->fake, corrupt, true);
     cauce_stream *s = NULL;
     cauce_error e;
     uint8_t got[16];

@@ -554,7 +554,9 @@ static void set_object(struct fake_object *o, const void *bytes, size_t n)
 
 void fake_set_source(struct fake *f, const void *bytes, size_t n)
 {
+    pthread_mutex_lock(&f->lock);
     set_object(&f->source, bytes, n);
+    pthread_mutex_unlock(&f->lock);
 }
 
 // ---------------------------------------------------------------- an audio item
@@ -627,10 +629,12 @@ void fake_make_plan(struct fake *f, uint32_t seconds)
     struct err e = ERR_INIT;
     if (media_plan_check(p, &e) != STATUS_OK)
         fail_msg("%s", e.msg);
+    assert_in_range(p->audio.n_segments, 1, FAKE_MAX_SEGMENTS);
+    pthread_mutex_lock(&f->lock);
     f->plan = p;
     f->n_segments = p->audio.n_segments;
-    assert_in_range(f->n_segments, 1, FAKE_MAX_SEGMENTS);
     for (size_t i = 0; i < f->n_segments; i++)
         set_segment(f, i);
     f->is_complete = true;
+    pthread_mutex_unlock(&f->lock);
 }

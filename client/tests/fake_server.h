@@ -63,3 +63,19 @@ void fake_restart(struct fake *f); // the server ends and comes back at the same
 void fake_stop(struct fake *f);
 void fake_set_source(struct fake *f, const void *bytes, size_t n);
 void fake_make_plan(struct fake *f, uint32_t seconds); // an audio item of so many seconds
+
+// A test's own look at, and change of, what the server's threads work with. (What went over the
+// wire in between puts both in order, but no tool can see that.)
+#define FAKE_GET(f, field)                                                                         \
+    __extension__({                                                                                \
+        pthread_mutex_lock(&(f)->lock);                                                            \
+        __typeof__((f)->field) value_ = (f)->field;                                                \
+        pthread_mutex_unlock(&(f)->lock);                                                          \
+        value_;                                                                                    \
+    })
+#define FAKE_SET(f, field, value)                                                                  \
+    do {                                                                                           \
+        pthread_mutex_lock(&(f)->lock);                                                            \
+        (f)->field = (value);                                                                      \
+        pthread_mutex_unlock(&(f)->lock);                                                          \
+    } while (0)
