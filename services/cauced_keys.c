@@ -171,14 +171,32 @@ static enum status node_token_key(struct keyring *k, struct svc_node *n, struct 
     return s;
 }
 
-static bool grant_is_good(const struct keyring *k, const struct svc_node *n)
+static bool grant_is_good(const struct keyring *k, const struct svc_node *n, const char *suffix,
+                          const uint8_t key[32])
 {
     struct chan_grant g;
 
-    return keyring_load_grant(k, n->id, ".grant", &g, NULL) == STATUS_OK &&
+    return keyring_load_grant(k, n->id, suffix, &g, NULL) == STATUS_OK &&
            g.not_after_s >= time_wall_ms() / 1000 + KEYRING_RENEW_S && 1U << g.role == n->role &&
-           str_eq(g.node_id, n->id) && crypto_equal(g.key, n->key, 32) &&
+           str_eq(g.node_id, n->id) && crypto_equal(g.key, key, 32) &&
            !(k->before && svc_nodes_is_revoked(k->before, &g));
+}
+
+// While its key is rotated the node shows the second one. That grant has to be the newer of both,
+// for 'retire' revokes what is older.
+static enum status complete_grants(struct keyring *k, const struct svc_node *n, int64_t valid_s,
+                                   struct err *err)
+{
+    enum status s = STATUS_OK;
+    bool is_due = !grant_is_good(k, n, ".grant", n->key);
+
+    if (is_due)
+        s = keyring_write_grant(k, n, ".grant", n->key, valid_s, err);
+    if (s != STATUS_OK || !n->has_next_key)
+        return s;
+    if (is_due || !grant_is_good(k, n, ".next.grant", n->next_key))
+        s = keyring_write_grant(k, n, ".next.grant", n->next_key, valid_s, err);
+    return s;
 }
 
 static enum status complete_node(struct keyring *k, struct svc_node *n, int64_t valid_s,
@@ -190,9 +208,7 @@ static enum status complete_node(struct keyring *k, struct svc_node *n, int64_t 
     if (s != STATUS_OK || !is_here)
         return s;
     s = node_token_key(k, n, err);
-    if (s != STATUS_OK || grant_is_good(k, n))
-        return s;
-    return keyring_write_grant(k, n, ".grant", n->key, valid_s, err);
+    return s == STATUS_OK ? complete_grants(k, n, valid_s, err) : s;
 }
 
 static void print_gateways(const struct keyring *k)

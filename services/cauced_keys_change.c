@@ -139,6 +139,22 @@ static enum status move_file(const struct keyring *k, const char *id, const char
     return STATUS_OK;
 }
 
+// A grant of another key would shut the node out; after a rotation that was cut off there is one.
+static enum status check_next_grant(const struct svc_node *n, const struct chan_grant *g,
+                                    struct err *err)
+{
+    if (crypto_equal(g->key, n->has_next_key ? n->next_key : n->key, sizeof(n->key)))
+        return STATUS_OK;
+    if (n->has_next_key)
+        return err_set(err, STATUS_FAILED_PRECONDITION,
+                       "%s.next.grant is not of the next key that nodes.ini has: 'cauced keys "
+                       "renew %s' makes another",
+                       n->id, n->id);
+    return err_set(err, STATUS_FAILED_PRECONDITION,
+                   "a rotation of %s was cut off: 'cauced keys rotate %s' completes it first",
+                   n->id, n->id);
+}
+
 static enum status retire_node(struct keyring *k, const char *id, const struct options *o,
                                struct err *err)
 {
@@ -159,6 +175,9 @@ static enum status retire_node(struct keyring *k, const char *id, const struct o
     s = keyring_load_grant(k, id, ".next.grant", &g, err);
     if (s != STATUS_OK)
         return err_wrap(err, s, "the grant of the next key");
+    s = check_next_grant(n, &g, err);
+    if (s != STATUS_OK)
+        return s;
     if (n->has_next_key) {
         memcpy(n->key, n->next_key, sizeof(n->key));
         memset(n->next_key, 0, sizeof(n->next_key));

@@ -380,15 +380,20 @@ enum status keyring_write_grant(const struct keyring *k, const struct svc_node *
                                 struct err *err)
 {
     uint8_t grant[CHAN_GRANT_SIZE];
-    AUTO(mem_free_p) char *path = keyring_path(k, n->id, suffix);
-    AUTO(mem_free_p) char *temp = keyring_path(k, n->id, ".grant.new");
+    enum status s = keyring_sign(k, n, key, valid_s, grant, err);
+
+    return s == STATUS_OK ? keyring_save_grant(k, n->id, suffix, grant, err) : s;
+}
+
+enum status keyring_save_grant(const struct keyring *k, const char *id, const char *suffix,
+                               const uint8_t grant[CHAN_GRANT_SIZE], struct err *err)
+{
+    AUTO(mem_free_p) char *path = keyring_path(k, id, suffix);
+    AUTO(mem_free_p) char *temp = keyring_path(k, id, ".grant.new");
     if (!path || !temp)
         return no_memory(err);
-    enum status s = keyring_sign(k, n, key, valid_s, grant, err);
-    if (s != STATUS_OK)
-        return s;
     (void)unlink(temp); // of a run that was cut off
-    s = crypto_key_save(temp, "cauce-grant", grant, sizeof(grant), err);
+    enum status s = crypto_key_save(temp, "cauce-grant", grant, CHAN_GRANT_SIZE, err);
     if (s == STATUS_OK && rename(temp, path) != 0)
         s = err_errno(err, errno, "write %s", path);
     return s;

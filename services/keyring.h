@@ -60,7 +60,10 @@ enum status keyring_load_grant(const struct keyring *k, const char *id, const ch
 // errors  FAILED_PRECONDITION: operator.key is not here
 enum status keyring_sign(const struct keyring *k, const struct svc_node *n, const uint8_t key[32],
                          int64_t valid_s, uint8_t ret[CHAN_GRANT_SIZE], struct err *err) MUST_CHECK;
-// The same to DIR/ID + suffix, in place of what is there.
+// A grant to DIR/ID + suffix, in place of what is there.
+enum status keyring_save_grant(const struct keyring *k, const char *id, const char *suffix,
+                               const uint8_t grant[CHAN_GRANT_SIZE], struct err *err) MUST_CHECK;
+// Both: sign and save.
 enum status keyring_write_grant(const struct keyring *k, const struct svc_node *n,
                                 const char *suffix, const uint8_t key[32], int64_t valid_s,
                                 struct err *err) MUST_CHECK;

@@ -267,6 +267,63 @@ static void test_retire_that_was_cut_off_is_completed(void **state)
     assert_false(is_there("keys/worker-1.next.grant"));
 }
 
+static void write_text(const char *name, const char *before, const char *text)
+{
+    FILE *f = fopen(in_folder(name), "we");
+
+    assert_non_null(f);
+    assert_true(fputs(before, f) >= 0 && fputs(text, f) >= 0);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void test_rotation_that_was_cut_off_is_completed_before_it_is_retired(void **state)
+{
+    (void)state;
+    AUTO(mem_free_p) char *before = read_text(in_folder("keys/nodes.ini"));
+    uint8_t key[32], still[32];
+
+    public_key_of("keys/worker-1.key", key);
+    assert_int_equal(RUN("keys", "rotate", keys_word, "worker-1"), 0);
+    write_text("keys/nodes.ini", "", before); // as it is before the last step
+    ASSERT_FAILS(1, "was cut off", "keys", "retire", keys_word, "worker-1");
+    public_key_of("keys/worker-1.key", still);
+    assert_memory_equal(key, still, 32);
+    assert_int_equal(RUN("keys", "rotate", keys_word, "worker-1"), 0);
+    assert_int_equal(RUN("keys", "retire", keys_word, "worker-1"), 0);
+}
+
+// Every grant so far is refused, and serial numbers are ahead of the clock.
+static int64_t raise_floor(void)
+{
+    AUTO(mem_free_p) char *text = read_text(in_folder("keys/nodes.ini"));
+    char *key = strstr(text, "[operator]\n") + strlen("[operator]\n");
+    AUTO(mem_free_p) char *rest = mem_strdup(key);
+    int64_t floor = time_wall_ms() / 1000 + 100000;
+    char line[64];
+
+    snprintf(line, sizeof(line), "[operator]\nserial-floor = %lld\n", (long long)floor);
+    write_text("keys/nodes.ini", line, rest);
+    return floor;
+}
+
+static void test_making_keys_again_renews_both_grants_of_a_rotation(void **state)
+{
+    (void)state;
+    char out[128];
+
+    snprintf(out, sizeof(out), "--out=%s/keys", folder);
+    assert_int_equal(RUN("keys", "rotate", keys_word, "worker-1"), 0);
+    (void)raise_floor();
+    assert_int_equal(RUN("keys", out), 0);
+    struct chan_grant first = grant_of("keys/worker-1.grant");
+    struct chan_grant next = grant_of("keys/worker-1.next.grant");
+    assert_false(is_revoked(&first));
+    assert_false(is_revoked(&next));
+    assert_int_equal(RUN("keys", "retire", keys_word, "worker-1"), 0);
+    assert_true(is_revoked(&first));
+    assert_false(is_revoked(&next));
+}
+
 static void test_making_keys_again_keeps_rotations_and_revocations(void **state)
 {
     (void)state;
@@ -434,6 +491,23 @@ static void test_machine_joins_with_an_invitation(void **state)
     AUTO(mem_free_p) char *log = read_text(in_folder("enrol.err"));
     assert_null(strstr(log, strrchr(text, '#') + 1));
     assert_non_null(strstr(log, "node_joined"));
+}
+
+static void test_machine_that_joined_is_revoked_whatever_the_clock_says(void **state)
+{
+    (void)state;
+    int64_t floor = raise_floor();
+    struct process enrol = start_enrol();
+    AUTO(mem_free_p) char *text = invite("--name=worker-2", "--ttl=1h");
+
+    assert_int_equal(join(text, "machine", NULL), 0);
+    struct chan_grant g = grant_of("machine/worker-2.grant");
+    assert_int_equal(g.serial, floor); // as if it had been given while the clock was ahead
+    assert_false(is_revoked(&g));
+    assert_int_equal(grant_of("keys/worker-2.grant").serial, g.serial);
+    assert_int_equal(RUN("keys", "revoke", keys_word, "worker-2"), 0);
+    assert_true(is_revoked(&g));
+    stop(&enrol);
 }
 
 static void test_invitation_is_good_once(void **state)
@@ -613,12 +687,15 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         IN_FOLDER(test_rotated_node_has_two_keys_until_the_first_is_retired),
         IN_FOLDER(test_retire_that_was_cut_off_is_completed),
+        IN_FOLDER(test_rotation_that_was_cut_off_is_completed_before_it_is_retired),
         IN_FOLDER(test_making_keys_again_keeps_rotations_and_revocations),
+        IN_FOLDER(test_making_keys_again_renews_both_grants_of_a_rotation),
         IN_FOLDER(test_renewed_grant_is_a_newer_one_of_the_same_key),
         IN_FOLDER(test_revoked_node_is_gone_and_its_id_may_come_again),
         IN_FOLDER(test_key_commands_say_what_is_wrong),
         IN_FOLDER(test_show_tells_everything_but_secrets),
         IN_FOLDER(test_machine_joins_with_an_invitation),
+        IN_FOLDER(test_machine_that_joined_is_revoked_whatever_the_clock_says),
         IN_FOLDER(test_invitation_is_good_once),
         IN_FOLDER(test_machine_whose_answer_was_lost_asks_again),
         IN_FOLDER(test_machine_that_was_put_out_does_not_come_in_again),
