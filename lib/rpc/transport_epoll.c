@@ -363,9 +363,11 @@ static void t_free(struct transport *t)
 {
     if (!t)
         return;
+    pthread_mutex_lock(&t->lock);
+    t->is_closing = true; // before the opener stops: nothing sets its timer again
+    pthread_mutex_unlock(&t->lock);
     stop_opener(t);
     pthread_mutex_lock(&t->lock);
-    t->is_closing = true;
     for (size_t i = 0; i < t->n_buckets; i++) {
         for (struct pipe *p = t->table[i]; p; p = p->next)
             pipe_close(p);
