@@ -122,6 +122,7 @@ static void connected(struct transport *t)
 {
     int fd = t->fd;
     t->fd = -1;
+    loop_remove(t->loop, fd); // from here on it is the pipe's, which may not come to be
     struct pipe *p = pipe_new(t, fd, t->loop, &t->addresses[t->next_address - 1]);
     if (!p) {
         dial_again(t, "out of memory");
@@ -131,7 +132,7 @@ static void connected(struct transport *t)
              "attempts from here";
     t->unheard = p;
     set_timer(t, CONNECT_MS);
-    if (!pipe_say_hello(p) || !loop_change(t->loop, p->fd, EPOLLIN, &p->io))
+    if (!pipe_say_hello(p) || !loop_add(t->loop, p->fd, EPOLLIN, &p->io))
         pipe_over(p);
 }
 
