@@ -366,9 +366,12 @@ void link_tick(struct link *l, int64_t now_us, int64_t *next_us)
         link_drop_conn(l);
     if (pipe && !l->conn) {
         pthread_mutex_lock(&l->lock);
-        l->new_pipe = 0;
+        bool is_there = l->new_pipe == pipe; // or its end, or the next one, has woken the clock
+        if (is_there)
+            l->new_pipe = 0;
         pthread_mutex_unlock(&l->lock);
-        link_new_conn(l, pipe);
+        if (is_there)
+            link_new_conn(l, pipe);
     }
     if (!l->conn)
         return;
