@@ -163,7 +163,13 @@ static enum status check_metadata(const struct call_spec *spec, struct err *err)
     return STATUS_OK;
 }
 
-// What would be cut or refused on the wire is refused here, where it can be fixed.
+static bool is_utf8(const char *s)
+{
+    return !s || str_is_utf8(s, strlen(s));
+}
+
+// What would be cut or refused on the wire is refused here, where it can be fixed, and before the
+// server ends the connection because of it.
 enum status call_spec_check(const struct call_spec *spec, struct err *err)
 {
     if (strlen(spec->m->name) > FRAME_METHOD_MAX ||
@@ -171,6 +177,9 @@ enum status call_spec_check(const struct call_spec *spec, struct err *err)
         (spec->key && strlen(spec->key) > FRAME_KEY_MAX) ||
         (spec->token && strlen(spec->token) > FRAME_TOKEN_MAX))
         return err_set(err, STATUS_INVALID_ARGUMENT, "%s: token, route or key too long",
+                       spec->m->name);
+    if (!is_utf8(spec->route) || !is_utf8(spec->key))
+        return err_set(err, STATUS_INVALID_ARGUMENT, "%s: route or key is not UTF-8",
                        spec->m->name);
     if (spec->req_len > RPC_MAX_MESSAGE_BYTES)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED,

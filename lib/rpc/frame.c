@@ -279,6 +279,18 @@ bool frame_open(const struct frame *f, struct frame_open *ret)
 
 // ---------------------------------------------------------------- STATUS
 
+// What a handler quotes may have been cut within a character, and who reads anything but UTF-8 ends
+// the connection, with everybody's calls on it.
+static void mend_text(uint8_t *p, size_t n)
+{
+    for (size_t i = 0; i < n;) {
+        size_t len = str_utf8_char(p + i, n - i);
+        if (len == 0)
+            p[i] = '?';
+        i += len ? len : 1;
+    }
+}
+
 void frame_put_status(struct buf *b, uint32_t id, const struct frame_status *s)
 {
     if (s->code == STATUS_OK) {
@@ -291,6 +303,7 @@ void frame_put_status(struct buf *b, uint32_t id, const struct frame_status *s)
     size_t len = strnlen(s->msg, sizeof s->msg);
     n += put_varint(p + n, len);
     memcpy(p + n, s->msg, len);
+    mend_text(p + n, len);
     n += len;
     if (s->n_details && s->n_details <= RPC_DETAILS_MAX_BYTES) {
         memcpy(p + n, s->details, s->n_details);

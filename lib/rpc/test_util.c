@@ -112,6 +112,9 @@ static enum status do_fail(struct rpc_call *c, const Note *req, Note *ret, struc
 {
     (void)ret;
     rpc_call_retry_after(c, 1234);
+    if (req->data.len)
+        return err_set(err, (enum status)req->number, "%.*s", (int)req->data.len,
+                       (const char *)req->data.data);
     return err_set(err, (enum status)req->number, "%s", req->text);
 }
 

@@ -31,7 +31,7 @@ void note_fill(uint8_t *dst, size_t n,
 enum {
     ECHO,        // any role; replies the request
     ECHO_INLINE, // the same on the I/O strand
-    FAIL,        // number = status, text = message
+    FAIL,        // number = status, text = message; or data, which need not be text
     WAIT,        // ends when cancelled; counts
     COUNT,       // server stream: number notes numbered from 0, each with as many bytes as data
     SUM,         // client stream: sum of numbers, n of messages in text

@@ -112,6 +112,32 @@ static void test_every_status_crosses_with_its_message(void **state)
     world_done(&w);
 }
 
+// One caller's text must not end the connection that everybody's calls share.
+static void test_text_that_is_none_fails_its_own_call_only(void **state)
+{
+    (void)state;
+    struct world w;
+    struct err err = ERR_INIT;
+    Note req, *ret = NULL;
+    world_init(&w);
+    world_serve(&w, "inproc://rpc-text", true);
+    struct rpc_client *c = world_client(&w);
+    note_init(&req);
+    req.number = STATUS_NOT_FOUND; // and a message that was cut within a character
+    req.data = (ProtobufCBinaryData){.len = 9, .data = (uint8_t *)(uintptr_t) "no item \xc3"};
+    assert_int_equal(call_note(c, FAIL, NULL, &req, &ret, &err), STATUS_NOT_FOUND);
+    assert_string_equal(err.msg, "no item ?");
+    struct rpc_opts key = {.idempotency_key = "\xff"}, route = {.route = "\xc3"};
+    assert_int_equal(call_note(c, ECHO, &key, &req, &ret, &err), STATUS_INVALID_ARGUMENT);
+    assert_int_equal(call_note(c, ECHO, &route, &req, &ret, &err), STATUS_INVALID_ARGUMENT);
+    echo_ok(c, ECHO, "x", 1);
+    struct rpc_client_stats st;
+    rpc_client_get_stats(c, &st);
+    assert_int_equal(st.n_connects, 1);
+    rpc_client_free(c);
+    world_done(&w);
+}
+
 #define DENIED STATUS_PERMISSION_DENIED
 #define WHO_ARE_YOU STATUS_UNAUTHENTICATED
 
@@ -456,6 +482,7 @@ int main(void)
         cmocka_unit_test(test_echo_over_every_transport),
         cmocka_unit_test(test_large_messages_are_fragmented),
         cmocka_unit_test(test_every_status_crosses_with_its_message),
+        cmocka_unit_test(test_text_that_is_none_fails_its_own_call_only),
         cmocka_unit_test(test_roles_decide_who_may_call),
         cmocka_unit_test(test_expired_token_is_refused_though_cached),
         cmocka_unit_test(test_deadline_ends_the_call_on_both_sides),
