@@ -53,7 +53,9 @@ static enum status take_role(const struct options *o, struct svc_node *n, struct
 {
     n->role = svc_role_from_name(str_eq(o->role, "worker") ? "transcode" : o->role);
     if (n->role == 0)
-        return bad(err, "role", "no such role");
+        return bad(err, "role",
+                   "no such role; there are transcode (also called worker), origin, gateway, "
+                   "orchestrator and admin");
     if (n->role & (ROLE_NODE_SESSION | ROLE_NODE_STORE))
         return bad(err, "role",
                    "'cauced keys' makes nodes that sign tokens, where operator.key is");

@@ -49,6 +49,12 @@ static const char *word_of(const ProtobufCEnumDescriptor *d, int v, size_t prefi
     return e && strlen(e->name) > prefix ? e->name + prefix : "?";
 }
 
+static const char *serving_word(Node__Serving v)
+{
+    return v == NODE__SERVING__SERVING_UNKNOWN ? "UNREACHABLE"
+                                               : word_of(&node__serving__descriptor, (int)v, 0);
+}
+
 // ---------------------------------------------------------------- once, or live
 
 // Ask and print one picture.
@@ -117,7 +123,7 @@ static enum status draw_nodes(struct ctl *k, FILE *f)
         table_add(&t, "%s", n->node_id);
         table_add(&t, "%s", n->role);
         table_add(&t, "%s", n->kind);
-        table_add(&t, "%s", word_of(&node__serving__descriptor, (int)n->status, 0));
+        table_add(&t, "%s", serving_word(n->status));
         table_add(&t, "%.1f", (double)n->latency_us / 1000);
         table_add(&t, "%s", n->info ? span_text(up, info->uptime_ms) : "-");
         table_add(&t, "%" PRId64, info->calls_total);
@@ -160,7 +166,7 @@ static enum status print_channels(struct ctl *k, const Node__ChannelsReply *r, F
 {
     static const char *const heads[] = {"CHANNEL", "TO",     "STATE",  "BREAKER",   "OPEN",
                                         "CALLS",   "ERRORS", "AGAIN",  "HEDGED",    "IN",
-                                        "OUT",     "AGE",    "RTT MS", "LAST ERROR"};
+                                        "OUT",     "AGE",    "ACK MS", "LAST ERROR"};
     struct table t;
     table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < r->n_channels; i++) {
@@ -187,7 +193,7 @@ static enum status print_channels(struct ctl *k, const Node__ChannelsReply *r, F
 static enum status print_connections(struct ctl *k, const Node__ChannelsReply *r, FILE *f)
 {
     static const char *const heads[] = {"CONNECTION", "ROLE", "THROUGH", "AGE",    "OPEN",
-                                        "IN",         "OUT",  "RECORDS", "RTT MS", ""};
+                                        "IN",         "OUT",  "RECORDS", "ACK MS", ""};
     struct table t;
     table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < r->n_connections; i++) {
@@ -349,7 +355,7 @@ static enum status print_health(struct ctl *k, const Node__ClusterReply *r)
         table_add(&t, "%s", n->node_id);
         table_add(&t, "%s", n->role);
         table_add(&t, "%s", n->kind);
-        table_add(&t, "%s", word_of(&node__serving__descriptor, (int)n->status, 0));
+        table_add(&t, "%s", serving_word(n->status));
         table_add(&t, "%.1f", (double)n->latency_us / 1000);
         table_add(&t, "%" PRId64, n->info ? n->info->calls_total : 0);
         table_add(&t, "%s", n->reason);
@@ -405,7 +411,7 @@ static enum status follow_health(struct watch *w, bool *ret_heard)
             return s;
         *ret_heard = true;
         ctl_tidy(&r->base);
-        print_change(w, word_of(&node__serving__descriptor, (int)r->status, 0), r->reason);
+        print_change(w, serving_word(r->status), r->reason);
     }
     return s;
 }
@@ -422,7 +428,7 @@ static void *watch_node(void *ud)
         if (!again)
             break;
         if (heard || !told)
-            print_change(w, "UNREACHABLE", w->err.msg);
+            print_change(w, serving_word(NODE__SERVING__SERVING_UNKNOWN), w->err.msg);
         told = true;
         n = heard ? 0 : n;
         s = client_backoff_default(w->k->c, n, &w->err);

@@ -24,7 +24,7 @@ const struct option_row option_rows[N_OPTIONS] = {
     [OPT_SYNC]            = {"--sync", NULL, "short inputs (at most 10 s): finish within the call"},
     [OPT_MINE]            = {"--mine", NULL, "only what I made"},
     [OPT_KIND]            = {"--kind", "KIND", "video or audio"},
-    [OPT_LIMIT]           = {"--limit", "N", "rows of one page, 1 to 200"},
+    [OPT_LIMIT]           = {"--limit", "N", "rows of one page, 1 to 200 (else 50)"},
     [OPT_PAGE]            = {"--page", "TOKEN", "page to show, from nextPage of the one before"},
     [OPT_OUT]             = {"--out", "FILE", "write the bytes to FILE"},
     [OPT_STDOUT]          = {"--stdout", NULL, "write the bytes to standard output"},
@@ -38,7 +38,7 @@ const struct option_row option_rows[N_OPTIONS] = {
     [OPT_TO]              = {"--to", "DIR", "library folder (CAUCE_LIBRARY, else ~/Cauce)"},
     [OPT_STATE]           = {"--state", "STATE", "only those in this state"},
     [OPT_TOPIC]           = {"--topic", "TOPIC", "auth, upload, transcode, store or swarm (else transcode)"},
-    [OPT_FROM]            = {"--from", "N", "first event wanted; -1: only new ones (else -1)"},
+    [OPT_FROM]            = {"--from", "N", "number of the first event wanted; tail: -1, the default, is only new ones"},
     [OPT_SUBJECT]         = {"--subject", "ID", "only events about this item, order or user"},
     [OPT_DATA]            = {"-d", "JSON", "the request in JSON, @FILE or - for standard input (else {}); streams: one a line"},
     [OPT_HEADER]          = {"-H", "KEY:VALUE", "metadata of the call; may be given several times"},
@@ -223,7 +223,8 @@ static enum status check(const struct ctl *k, struct err *err)
             return err_set(err, STATUS_INVALID_ARGUMENT, "%s does not take %s", c->name,
                            option_rows[i].name);
     if (k->n_args < c->min_args || k->n_args > c->max_args)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "usage: mediactl %s %s", c->name, c->args);
+        return err_set(err, STATUS_INVALID_ARGUMENT, "usage: mediactl %s%s%s", c->name,
+                       c->args[0] ? " " : "", c->args);
     return STATUS_OK;
 }
 

@@ -24,8 +24,9 @@ static enum status load_nodes(struct instance *in, struct err *err)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "out of memory");
     enum status s = svc_nodes_load(path, &in->nodes, err);
     if (s == STATUS_NOT_FOUND)
-        return err_set(err, s, "%s is not there; 'cauced keys --out %s --node ...' makes it", path,
-                       keys);
+        return err_set(
+            err, s, "%s is not there; 'cauced keys --out %s --node ...' or 'cauced join' makes it",
+            path, keys);
     in->svc.nodes = in->nodes;
     return s;
 }

@@ -154,5 +154,5 @@ void instance_look_for_changes(struct instance *in, bool force)
     if (s != STATUS_OK)
         log_error(in->svc.log, "keys_not_reloaded", F_ERR(&err));
     else
-        log_info(in->svc.log, "keys_reloaded", F_STR("node", in->svc.self->id));
+        log_info(in->svc.log, "keys_reloaded", F_STR("keys", instance_options(in)->keys));
 }

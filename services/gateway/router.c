@@ -78,9 +78,10 @@ enum status gateway_route(void *gateway, const struct rpc_method *m, const char 
     unsigned role = owner(m->name, route);
     const char *node = NULL;
     if (role == 0 && str_starts_with(m->name, "cauce.event.v1."))
-        return err_set(
-            err, STATUS_NOT_FOUND,
-            "the call's route must name a topic: auth, upload, transcode, store or swarm");
+        return err_set(err, STATUS_NOT_FOUND,
+                       "no topic is called \"%.64s\": there are auth, upload, transcode, store and "
+                       "swarm; the call's route names one",
+                       route ? route : "");
     if (role == 0)
         return err_set(err, STATUS_UNIMPLEMENTED, "no service owns %s", m->name);
     if (role == ROLE_NODE_ORIGIN) {
