@@ -392,6 +392,7 @@ static enum status open_read(struct event_follower *f, struct rpc_stream **ret, 
 static enum status read_log(struct event_follower *f, struct err *err)
 {
     AUTO(rpc_stream_free_p) struct rpc_stream *st = NULL;
+    int64_t before = f->next;
     enum status s = open_read(f, &st, err);
     while (s == STATUS_OK) {
         AUTO(rpc_message_free_p) Event__EventRecord *e = NULL;
@@ -401,8 +402,9 @@ static enum status read_log(struct event_follower *f, struct err *err)
         if (s == STATUS_OK)
             s = hand_over_read(f, e, err);
     }
-    // A handler that took long is no reason to begin again: what was handled is behind us.
-    return s == STATUS_DEADLINE_EXCEEDED ? STATUS_OK : s;
+    // A handler that took long is no reason to begin again: what was handled is behind us. Without
+    // any event the log has not said what it has, least of all that it has nothing.
+    return s == STATUS_DEADLINE_EXCEEDED && f->next != before ? STATUS_OK : s;
 }
 
 // What comes next was pruned. OK: go on with the oldest.

@@ -188,8 +188,10 @@ static void send_rows(struct publication *p, const struct db_result *rows)
         s = send_event(p, &e.record, &err);
         pub->n_published++;
     }
-    if (s != STATUS_OK)
-        log_warn(pub->log->log, "publish_failed", F_STR("topic", p->topic->name), F_ERR(&err));
+    if (s == STATUS_OK)
+        return;
+    p->has_news = true; // those behind the one that failed
+    log_warn(pub->log->log, "publish_failed", F_STR("topic", p->topic->name), F_ERR(&err));
 }
 
 // True: there may be more to read at once.
