@@ -111,8 +111,19 @@ static void test_other_events_end_nothing(void **state)
         assert_true(svc_revoked_user_ok(r, &u));
     }
     assert_false(tell(r, "logout.everywhere", "nobody", "{\"epoch\": 1}", 0));
-    // So old that no token of before can be left.
-    assert_false(tell(r, "logout.everywhere", u.id, "{\"epoch\": 1}", 3 * SVC_ACCESS_TOKEN_MS));
+    svc_revoked_free(r);
+}
+
+// No token of before can be left, but a stream may be that began with one.
+static void test_what_is_heard_of_late_still_ends_streams(void **state)
+{
+    struct rpc_user u;
+    struct svc_revoked *r = svc_revoked_new(10);
+    (void)state;
+    make_user(&u, 0);
+    assert_true(tell(r, "logout.everywhere", u.id, "{\"epoch\": 1}", 3 * SVC_ACCESS_TOKEN_MS));
+    assert_false(svc_revoked_user_ok(r, &u));
+    assert_false(svc_revoked_tidy(r, time_wall_ms() + SVC_ACCESS_TOKEN_MS));
     assert_true(svc_revoked_user_ok(r, &u));
     svc_revoked_free(r);
 }
@@ -159,6 +170,7 @@ int main(void)
         cmocka_unit_test(test_a_logout_ends_that_login_alone),
         cmocka_unit_test(test_a_new_epoch_ends_all_tokens_before_it),
         cmocka_unit_test(test_other_events_end_nothing),
+        cmocka_unit_test(test_what_is_heard_of_late_still_ends_streams),
         cmocka_unit_test(test_it_is_forgotten_when_no_token_can_be_left),
         cmocka_unit_test(test_too_many_refuse_every_token_made_so_far),
     };
