@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
@@ -51,6 +52,31 @@ class Failure(Exception):
 
 def say(text):
     print(text, file=sys.stderr, flush=True)
+
+
+class BuildProgress:
+    """Tells how far ninja is, from its lines: on a terminal in one line, else each tenth."""
+
+    def __init__(self):
+        self.tenth = 0
+        self.live = sys.stderr.isatty()
+        self.is_shown = False
+
+    def see(self, line):
+        m = re.match(rb"\[(\d+)/(\d+)\]", line)
+        done, steps = (int(m[1]), int(m[2])) if m else (0, 0)
+        if steps < 10:  # over at once
+            return
+        if self.live:
+            print(f"\rbuilding: {done} of {steps}", end="", file=sys.stderr, flush=True)
+            self.is_shown = True
+        elif done * 10 // steps > self.tenth:
+            self.tenth = done * 10 // steps
+            say(f"building: {self.tenth * 10} %")
+
+    def end(self):
+        if self.is_shown:
+            say("")
 
 
 class Platform:
@@ -122,10 +148,22 @@ class Platform:
                 steps.append(["cmake", "--preset", "release"])
             steps.append(["cmake", "--build", self.build_dir, "--target", "platform"])
             for step in steps:
-                if subprocess.run(step, cwd=SOURCE, stdin=subprocess.DEVNULL, stdout=f, stderr=f).returncode:
+                if self._build_step(step, f):
                     with open(log, errors="replace") as g:
                         say("".join(g.readlines()[-30:]))
                     raise Failure(f"the build failed; all of it is in {log}")
+
+    @staticmethod
+    def _build_step(step, log):
+        progress = BuildProgress()
+        with subprocess.Popen(step, cwd=SOURCE, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT) as p:
+            for line in p.stdout:
+                log.write(line)
+                progress.see(line)
+        progress.end()
+        log.flush()
+        return p.returncode
 
     # ---- PostgreSQL ----
 
