@@ -108,3 +108,11 @@ void mem_free(void *p)
 {
     free(p);
 }
+
+// glibc gives the free end of a heap back from 128 KiB on, and takes it again page by page, until
+// it has freed a block of its own mapping: from then on it keeps twice as much as that.
+void mem_expect_blocks(size_t size)
+{
+    void *volatile p = malloc(size); // or it would be left out
+    free(p);
+}

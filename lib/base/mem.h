@@ -14,6 +14,10 @@ void *mem_dup(const void *p, size_t size) MUST_CHECK;
 char *mem_strdup(const char *s) MUST_CHECK; // NULL in, NULL out
 char *mem_printf(const char *fmt, ...) PRINTF_LIKE(1, 2) MUST_CHECK;
 void mem_free(void *p);
+// Blocks of up to size bytes will come and go all the time: what is freed of them is better kept,
+// about twice size in each of the allocator's heaps, than given back to the system. A hint that
+// costs microseconds and cannot fail; any thread.
+void mem_expect_blocks(size_t size);
 static inline void mem_free_p(void *pp) // AUTO(mem_free_p) char *s = ...
 {
     mem_free(*(void **)pp);

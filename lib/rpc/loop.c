@@ -18,6 +18,7 @@
 
 #define MAX_LOOPS 4
 #define BATCH 64
+#define EXPECTED (1U << 20) // bytes: the records and messages of a busy moment
 
 struct loop {
     int epoll, event;
@@ -188,8 +189,10 @@ static unsigned max_loops(void)
 void loops_use(void)
 {
     pthread_mutex_lock(&process.lock);
-    if (process.n_users++ == 0)
+    if (process.n_users++ == 0) {
         process.max_loops = max_loops();
+        mem_expect_blocks(EXPECTED);
+    }
     pthread_mutex_unlock(&process.lock);
 }
 
