@@ -158,11 +158,28 @@ static enum status store_password(struct db_conn *c, const struct begin *b, stru
                    DB_PARAMS(DB_TEXT(a->id), DB_TEXT(b->new_hash)), NULL, err);
 }
 
+// While a password is compared it may be changed, or the account disabled: neither may leave a
+// login behind that the old password began. Locks the row, so that they come after us or we see
+// them.
+static enum status check_unchanged(struct db_conn *c, const struct session_account *a,
+                                   struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s =
+        db_exec(c, "SELECT 1 FROM session.account WHERE id = $1 AND epoch = $2 FOR NO KEY UPDATE",
+                DB_PARAMS(DB_TEXT(a->id), DB_I64(a->epoch)), &r, err);
+    if (s != STATUS_OK || db_result_n_rows(r) == 1)
+        return s;
+    return err_set(err, STATUS_ABORTED, "the account was changed meanwhile: sign in again");
+}
+
 static enum status begin_tx(struct db_conn *c, void *ud, struct err *err)
 {
     const struct begin *b = ud;
     struct session_audit_fields f = {.name = b->account->name, .device = b->device};
-    enum status s = store_password(c, b, err);
+    enum status s = b->is_new ? STATUS_OK : check_unchanged(c, b->account, err);
+    if (s == STATUS_OK)
+        s = store_password(c, b, err);
     if (s == STATUS_OK && b->end_others)
         s = session_login_end(c, b->account->id, NULL, "password", err);
     if (s == STATUS_OK && b->end_others)

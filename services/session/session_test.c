@@ -334,6 +334,45 @@ static void test_change_password_ends_other_logins(void **state)
     expect(login("ida", "another one", &none, &err), STATUS_OK, &err);
 }
 
+struct changer {
+    const struct session_account *account;
+    char password[24];
+    enum status status;
+};
+
+static void *change(void *arg)
+{
+    struct changer *c = arg;
+    struct session_grant g;
+    c->status = session_change_password(&s, c->account, PASSWORD, c->password, SOON, &g, NULL);
+    return NULL;
+}
+
+static void test_old_password_begins_nothing_once_it_was_changed(void **state)
+{
+    (void)state;
+    enum { N = 4 };
+    struct session_grant g = registered("quin");
+    struct changer changers[N];
+    pthread_t threads[N];
+    unsigned n_done = 0;
+    for (int i = 0; i < N; i++) {
+        changers[i] = (struct changer){.account = &g.account};
+        snprintf(changers[i].password, sizeof changers[i].password, "another one %d", i);
+        assert_int_equal(0, pthread_create(&threads[i], NULL, change, &changers[i]));
+    }
+    for (int i = 0; i < N; i++) {
+        pthread_join(threads[i], NULL);
+        n_done += changers[i].status == STATUS_OK;
+    }
+    assert_int_equal(n_done, 1);
+    assert_int_equal(
+        count("SELECT count(*) FROM session.login WHERE account = $1 AND ended IS NULL",
+              g.account.id),
+        1);
+    assert_int_equal(count("SELECT epoch FROM session.account WHERE id = $1", g.account.id), 1);
+}
+
 static void test_weak_hash_is_renewed_at_login(void **state)
 {
     (void)state;
@@ -511,6 +550,7 @@ int main(void)
         cmocka_unit_test(test_concurrent_rotations_make_one_branch),
         cmocka_unit_test(test_logout_one_and_everywhere),
         cmocka_unit_test(test_change_password_ends_other_logins),
+        cmocka_unit_test(test_old_password_begins_nothing_once_it_was_changed),
         cmocka_unit_test(test_weak_hash_is_renewed_at_login),
         cmocka_unit_test(test_first_start_makes_one_admin),
         cmocka_unit_test(test_roles_and_disabling),
