@@ -16,7 +16,9 @@
 #include "base/time.h"
 #include "rpc/conn_internal.h"
 
-#define RECORD_LAST_MIN (4U << 10) // what overshoots the window at most
+#define RECORD_LAST_MIN (4U << 10)   // what overshoots the window at most
+#define RECORD_CALLS_MIN (20U << 10) // the same, when any frame of `calls` must find room
+#define ACK_SLOTS 4 // of the last records, for acknowledgements that are due: see conn_flush()
 #define ACK_RECORDS (CONN_UNACKED_MAX / 4)
 #define ACK_BYTES (CONN_WINDOW_MIN / 2)
 #define QUANTUM (16U << 10) // of one flow before the next has its turn
@@ -49,8 +51,9 @@ static size_t record_limit(const struct conn *c)
     size_t left = l.window > c->unacked_bytes ? l.window - c->unacked_bytes : 0;
     if (l.record > l.window / 2)
         l.record = l.window / 2;
+    size_t least = conn_pending(&c->calls, c->calls_off) ? RECORD_CALLS_MIN : RECORD_LAST_MIN;
     if (l.record > left && c->unacked_bytes)
-        l.record = left > RECORD_LAST_MIN ? left : RECORD_LAST_MIN;
+        l.record = left > least ? left : least;
     return l.record;
 }
 
@@ -256,6 +259,13 @@ static bool may_gather(const struct conn *c)
            c->unacked_bytes >= GATHER_BEHIND && c->tx_queued < record_limit(c);
 }
 
+// Without room, control frames alone may leave, and the last of them only to acknowledge: two sides
+// that each had filled the other's would otherwise wait for each other's acknowledgement.
+static bool may_send_control(const struct conn *c, bool ack)
+{
+    return conn_n_unacked(c) < CONN_UNACKED_CONTROL_MAX - (ack ? 0 : ACK_SLOTS);
+}
+
 // A frame found no room: the peer would wait for it for ever.
 static bool has_lost_frames(const struct conn *c)
 {
@@ -284,7 +294,7 @@ void conn_flush(struct conn *c)
             return;
         if (!room) {
             c->window_limited |= conn_n_unacked(c) < CONN_UNACKED_MAX;
-            if (!control || conn_n_unacked(c) >= CONN_UNACKED_CONTROL_MAX)
+            if (!control || !may_send_control(c, ack))
                 return;
         }
         if (c->o.n_slots && c->slots_used) {

@@ -34,19 +34,26 @@ static void on_done(void *ud, enum status s, ProtobufCMessage *reply, const stru
     p->n_done++;
 }
 
-static struct rpc_client *client_to(struct world *w, const char *url, int64_t connect_ms)
+static struct rpc_client *client_that_pings(struct world *w, const char *url, int64_t connect_ms,
+                                            int64_t ping_after_ms)
 {
     struct rpc_endpoint e = {.url = url};
     memcpy(e.key, w->server.public_key, sizeof e.key);
     struct rpc_client_opts o = {.endpoints = &e,
                                 .n_endpoints = 1,
                                 .connect_timeout_ms = connect_ms,
+                                .ping_after_ms = ping_after_ms,
                                 .pool = w->pool,
                                 .transport = w->transport};
     struct err err = ERR_INIT;
     struct rpc_client *c = rpc_client_new(&o, &err);
     assert_non_null(c);
     return c;
+}
+
+static struct rpc_client *client_to(struct world *w, const char *url, int64_t connect_ms)
+{
+    return client_that_pings(w, url, connect_ms, 0);
 }
 
 // key: NULL, or it may be repeated.
@@ -472,12 +479,88 @@ static void test_calls_of_who_is_never_let_in(void **state)
     world_done(&w);
 }
 
+// ---------------------------------------------------------------- records that are not
+// acknowledged
+
+#define N_CALLS 40
+#define N_CANCELS 8
+#define WINDOW_RECORDS 32
+#define CONTROL_RECORDS 8 // beyond those, some of them for acknowledgements alone
+
+static unsigned n_records(struct rpc_client *c)
+{
+    struct rpc_client_stats st;
+    rpc_client_get_stats(c, &st);
+    return (unsigned)st.records_out;
+}
+
+static bool is_readable(const struct peer *p, int wait_ms)
+{
+    struct pollfd pfd = {.fd = p->fd, .events = POLLIN};
+    return poll(&pfd, 1, wait_ms) == 1;
+}
+
+static void send_ping(struct peer *p)
+{
+    AUTO(buf_done) struct buf b;
+    buf_init(&b, 1024);
+    frame_put(&b, FRAME_PING, 0, 0, NULL, 0);
+    peer_send_frames(p, &b);
+}
+
+// However much it has to say, it can still acknowledge: the peer may be as full of records.
+static void test_acknowledgements_find_a_place(void **state)
+{
+    (void)state;
+    struct world w;
+    char url[64];
+    world_init(&w);
+    w.transport = &transport_epoll;
+    int fd = peer_listen(url, sizeof url);
+    struct rpc_client *c = client_that_pings(&w, url, LONG_MS, 4 * LONG_MS);
+    struct peer *p = NULL;
+    struct pending calls[N_CALLS];
+    struct cancel *cancels[N_CALLS];
+    Note req;
+    note_init(&req);
+    unsigned n = 0;
+    while (n < N_CALLS && (!p || n_records(c) < WINDOW_RECORDS)) {
+        struct rpc_opts o = {.deadline_us = time_deadline_in_ms(4 * LONG_MS)};
+        o.cancel = cancels[n] = cancel_new(NULL);
+        calls[n] = (struct pending){.s = STATUS_OK};
+        rpc_unary_async(c, &test_service.methods[ECHO], &o, &req.base, on_done, &calls[n++]);
+        uint32_t id;
+        if (!p)
+            p = serve_next(&w, fd, &id);
+        else // one record each
+            assert_int_equal(peer_recv_frames(p, FRAME_OPEN, 1, &id), 1);
+    }
+    assert_int_equal(n_records(c), WINDOW_RECORDS);
+    for (unsigned i = 0; i < N_CANCELS; i++) {
+        cancel_fire(cancels[i]);
+        if (is_readable(p, 50)) // else it waits for room
+            assert_int_equal(peer_recv_frames(p, FRAME_CANCEL, 1, NULL), 1);
+    }
+    assert_in_range(n_records(c), WINDOW_RECORDS, WINDOW_RECORDS + CONTROL_RECORDS - 1);
+    send_ping(p);
+    assert_int_equal(peer_recv_frames(p, FRAME_ACK, 1, NULL), 1);
+    peer_free(p);
+    for (unsigned i = 0; i < n; i++) {
+        assert_true(wait_for_count(&calls[i].n_done, 1));
+        cancel_unref(cancels[i]);
+    }
+    rpc_client_free(c);
+    close(fd);
+    world_done(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_server_after_its_handshake),
         cmocka_unit_test(test_a_server_in_its_handshake),
         cmocka_unit_test(test_calls_of_who_is_never_let_in),
+        cmocka_unit_test(test_acknowledgements_find_a_place),
     };
     return cmocka_run_group_tests(tests, NULL, group_done);
 }
