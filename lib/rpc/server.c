@@ -295,6 +295,8 @@ static void end_all(struct rpc_server *s, bool kill)
             list_for_each_safe(it, tmp, &c->flows)
             {
                 struct flow *f = list_entry(it, struct flow, all);
+                if (f->tx_status_pending) // it has ended, and its status says how
+                    continue;
                 f->status = (struct frame_status){.code = STATUS_UNAVAILABLE,
                                                   .msg = "the server is stopping"};
                 flow_post(f, FLOW_ENDED);
