@@ -53,8 +53,8 @@ static int help(int argc, char **argv)
         "usage: cauced ROLE[:NODE]... [options]   run roles; ROLE --help lists a role's options\n"
         "       cauced all [options]              run every node of nodes.ini\n");
     for (size_t i = 0; i < N_ELEMENTS(commands); i++)
-        printf("       cauced %s %s\n           %s\n", commands[i].name, commands[i].args,
-               commands[i].help);
+        printf("       cauced %s%s%s\n           %s\n", commands[i].name,
+               commands[i].args[0] ? " " : "", commands[i].args, commands[i].help);
     printf("\nroles:");
     for (size_t i = 0; i < N_ELEMENTS(roles); i++)
         printf(" %s", roles[i]->name);

@@ -108,8 +108,8 @@ static enum status find_address(const struct options *o, char ret[RPC_URL_SIZE],
     const char *url = o->address ? o->address : line;
     if (!url[0] || strstr(url, "//0.0.0.0:") || strstr(url, "//[::]:"))
         return err_set(err, STATUS_FAILED_PRECONDITION,
-                       "where will the machine reach 'cauced enrol'? Start that first, or say "
-                       "--address tcp://HOST:PORT");
+                       "where will the machine reach 'cauced enrol'? Say --address "
+                       "tcp://HOST:PORT, here or when that is started");
     if (!keyring_is_url(url) || !str_copy(ret, RPC_URL_SIZE, url))
         return bad(err, "address", "it is of the form tcp://HOST:PORT");
     return STATUS_OK;

@@ -106,6 +106,19 @@ static int exit_code(enum status s)
     return EXIT_FAILED;
 }
 
+// The client library's words, which name no program.
+static bool wants_login(const char *msg)
+{
+    return str_ends_with(msg, "log in first") || str_ends_with(msg, "log in again");
+}
+
+static void add_how_to_log_in(struct err *err)
+{
+    char said[sizeof(err->msg)];
+    (void)str_copy(said, sizeof(said), err->msg);
+    (void)err_set(err, STATUS_UNAUTHENTICATED, "%s, with mediactl login NAME", said);
+}
+
 // A refusal by the dispatcher names its method, which is not what the user typed.
 static const char *sentence(struct ctl *k, enum status s)
 {
@@ -114,6 +127,8 @@ static const char *sentence(struct ctl *k, enum status s)
         err_set(&k->err, s, "%s: your account does not have the role for it", k->command->name);
     else if (names_method && s == STATUS_UNAUTHENTICATED)
         err_set(&k->err, s, "%s: log in first, with mediactl login NAME", k->command->name);
+    else if (s == STATUS_UNAUTHENTICATED && wants_login(k->err.msg))
+        add_how_to_log_in(&k->err);
     return k->err.msg[0] ? k->err.msg : status_name(s);
 }
 
