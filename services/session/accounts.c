@@ -132,7 +132,7 @@ enum status session_account_list(struct session *s, const char *after, size_t ma
 
 struct change {
     const char *actor;
-    const struct session_account *before;
+    struct session_account *before;
     struct session_account *after;
     unsigned roles;
     bool disabled;
@@ -178,6 +178,21 @@ static enum status audit_change(struct db_conn *c, const struct change *ch, cons
                         buf_str(&b), err);
 }
 
+// What it was may have changed since it was looked up; from here on it does not.
+static enum status lock_account(struct db_conn *c, struct change *ch, struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_exec(c,
+                            "SELECT " SESSION_ACCOUNT_COLUMNS
+                            " FROM session.account a WHERE a.id = $1 FOR NO KEY UPDATE",
+                            DB_PARAMS(DB_TEXT(ch->before->id)), &r, err);
+    if (s == STATUS_OK && db_result_n_rows(r) == 0)
+        s = err_set(err, STATUS_NOT_FOUND, "the account is gone");
+    if (s == STATUS_OK)
+        session_account_read(r, 0, ch->before);
+    return s;
+}
+
 static enum status end_epoch(struct db_conn *c, const struct change *ch, struct err *err)
 {
     int64_t epoch;
@@ -191,6 +206,9 @@ static enum status set_roles_tx(struct db_conn *c, void *ud, struct err *err)
     enum status s = STATUS_OK;
     if (!(ch->roles & ROLE_ADMIN))
         s = check_admin_left(c, ch->before->id, err);
+    if (s == STATUS_OK)
+        s = lock_account(c, ch, err);
+    ch->ends_epoch = ch->before->roles != ch->roles;
     if (s == STATUS_OK)
         s = end_epoch(c, ch, err);
     if (s == STATUS_OK)
@@ -218,6 +236,9 @@ static enum status set_disabled_tx(struct db_conn *c, void *ud, struct err *err)
     if (ch->disabled)
         s = check_admin_left(c, ch->before->id, err);
     if (s == STATUS_OK)
+        s = lock_account(c, ch, err);
+    ch->ends_epoch = ch->disabled && !ch->before->disabled;
+    if (s == STATUS_OK)
         s = end_epoch(c, ch, err);
     if (s == STATUS_OK)
         s = db_exec(c,
@@ -240,7 +261,6 @@ enum status session_set_roles(struct session *s, const char *actor, const char *
     struct session_account before, after;
     enum status st = session_account_get(s, id_or_name, &before, err);
     struct change ch = {.actor = actor, .before = &before, .after = &after, .roles = roles};
-    ch.ends_epoch = st == STATUS_OK && before.roles != roles;
     if (st == STATUS_OK)
         st = db_tx(s->db, DB_READ_COMMITTED, set_roles_tx, &ch, err);
     if (st == STATUS_OK)
@@ -254,7 +274,6 @@ enum status session_set_disabled(struct session *s, const char *actor, const cha
     struct session_account before, after;
     enum status st = session_account_get(s, id_or_name, &before, err);
     struct change ch = {.actor = actor, .before = &before, .after = &after, .disabled = disabled};
-    ch.ends_epoch = st == STATUS_OK && disabled && !before.disabled;
     if (st == STATUS_OK)
         st = db_tx(s->db, DB_READ_COMMITTED, set_disabled_tx, &ch, err);
     if (st == STATUS_OK)

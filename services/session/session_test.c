@@ -429,6 +429,45 @@ static void test_roles_and_disabling(void **state)
            &err);
 }
 
+static void *change_roles(void *arg)
+{
+    enum { TIMES = 20 };
+    struct session_account a;
+    for (int i = 0; i < TIMES; i++)
+        if (session_set_roles(&s, "ops", arg, i % 2 ? ROLE_USER : ROLE_USER | ROLE_CREATOR, &a,
+                              NULL) != STATUS_OK)
+            return NULL;
+    return arg;
+}
+
+static void test_each_change_of_roles_is_told_whoever_else_makes_one(void **state)
+{
+    (void)state;
+    enum { N = 4 };
+    struct session_grant g = registered("rosa");
+    pthread_t threads[N];
+    void *ok;
+    for (int i = 0; i < N; i++)
+        assert_int_equal(0, pthread_create(&threads[i], NULL, change_roles, g.account.id));
+    for (int i = 0; i < N; i++) {
+        pthread_join(threads[i], &ok);
+        assert_non_null(ok);
+    }
+    // As they are by the last that was told, and no two in a row tell the same.
+    assert_int_equal(
+        count("SELECT count(*) FROM (SELECT data->'roles' AS roles, lag(data->'roles') OVER"
+              " (ORDER BY seq) AS before FROM session.event WHERE kind = 'user.roles'"
+              " AND subject = $1) e WHERE roles = before",
+              g.account.id),
+        0);
+    assert_int_equal(
+        count("SELECT count(*) FROM session.account a WHERE id = $1 AND epoch = (SELECT"
+              " count(*) FROM session.event WHERE kind = 'user.roles'"
+              " AND subject = a.id::text)",
+              g.account.id),
+        1);
+}
+
 static void test_admin_methods_look_at_the_table(void **state)
 {
     (void)state;
@@ -554,6 +593,7 @@ int main(void)
         cmocka_unit_test(test_weak_hash_is_renewed_at_login),
         cmocka_unit_test(test_first_start_makes_one_admin),
         cmocka_unit_test(test_roles_and_disabling),
+        cmocka_unit_test(test_each_change_of_roles_is_told_whoever_else_makes_one),
         cmocka_unit_test(test_admin_methods_look_at_the_table),
         cmocka_unit_test(test_list_pages_in_order),
         cmocka_unit_test(test_epoch_goes_up_when_tokens_must_not_count_any_more),
