@@ -235,8 +235,9 @@ static struct rpc_client *keep(struct svc_clients *c, struct entry *e, struct er
 {
     struct chan_identity id;
 
-    instance_get_shown(instance_of(c->svc), &id);
     pthread_mutex_lock(&c->lock);
+    // With the lock: another one shown later is brought to all that are in the list by then.
+    instance_get_shown(instance_of(c->svc), &id);
     struct entry *there = find(c, e->role, e->name, e->key);
     struct entry *extra = there || c->n == MAX_CLIENTS ? e : NULL;
     if (!extra) {
