@@ -247,8 +247,6 @@ static enum status make(const struct options *o, struct err *err)
 {
     AUTO(keyring_free_p) struct keyring *k = NULL;
 
-    if (!o->out)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "--out DIR is needed; see --help");
     enum status s = dir_make(o->out, err);
     if (s == STATUS_OK)
         s = keyring_open(o->out, &k, err);
@@ -257,9 +255,9 @@ static enum status make(const struct options *o, struct err *err)
 
 static enum status run(void *ud, char **words, bool *ret_misused, struct err *err)
 {
+    const struct options *o = ud;
     (void)words;
-    (void)ret_misused;
-    return make(ud, err);
+    return o->out ? make(o, err) : command_misused(ret_misused, err, "--out DIR is");
 }
 
 static int make_main(int argc, char **argv)

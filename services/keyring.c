@@ -48,8 +48,9 @@ bool keyring_is_url(const char *url)
 {
     static const char *const schemes[] = {"tcp://", "ipc://", "inproc://"};
 
+    // What would end a line of nodes.ini, an invitation, or a string of JSON.
     for (const char *p = url; *p; p++)
-        if ((unsigned char)*p <= ' ' || *p == ';' || *p == '#' || *p == 0x7f)
+        if ((unsigned char)*p <= ' ' || strchr(";#\"\\\x7f", *p))
             return false;
     for (size_t i = 0; i < N_ELEMENTS(schemes); i++)
         if (str_starts_with(url, schemes[i]) && url[strlen(schemes[i])])

@@ -382,6 +382,7 @@ static void test_key_commands_say_what_is_wrong(void **state)
     ASSERT_FAILS(2, "are needed", "keys", "revoke", keys_word);
     ASSERT_FAILS(2, "are needed", "keys", "renew", keys_word, "worker-1", "--all");
     ASSERT_FAILS(2, "is needed", "keys", "show");
+    ASSERT_FAILS(2, "is needed", "keys");
     ASSERT_FAILS(1, "nowhere", "keys", "show", "--keys=/nowhere");
     assert_int_equal(unlink(in_folder("keys/operator.key")), 0);
     ASSERT_FAILS(1, "operator.key is not in", "keys", "rotate", keys_word, "worker-1");
@@ -633,6 +634,7 @@ static void test_invitation_is_kept_private_and_asked_for_sensibly(void **state)
     ASSERT_FAILS(1, "there is a node", "invite", keys_word, "--name=worker-1",
                  "--address=tcp://h:1");
     ASSERT_FAILS(1, "--address", "invite", keys_word, "--address=tcp://0.0.0.0:7390");
+    ASSERT_FAILS(2, "--address", "invite", keys_word, "--address=tcp://\"h\":1");
     assert_int_equal(RUN("invite", keys_word, "--role=worker", "--address=tcp://h:1"), 0);
     AUTO(mem_free_p) char *text = read_text(in_folder("out"));
     text[strcspn(text, "\n")] = '\0';
