@@ -57,7 +57,10 @@ static void metrics_arrived(struct rpc_call *c)
 {
     struct method_metrics *m = &c->entry->metrics;
     set_time(&c->arrived_us, time_mono_us());
-    c->n_ahead = (unsigned)(add(&m->started, 1) - get(&m->released));
+    // Others may come and go at any moment: those that ended must not be more than had come.
+    uint64_t released = atomic_load_explicit(&m->released, memory_order_acquire);
+    uint64_t started = add(&m->started, 1);
+    c->n_ahead = started > released ? (unsigned)(started - released) : 0;
 }
 
 static void metrics_before(struct rpc_call *c, bool is_inline)
