@@ -231,9 +231,12 @@ static void test_deadline_ends_the_call_on_both_sides(void **state)
     assert_int_equal(call_note(c, ECHO, &o, &req, &ret, &err), STATUS_OK);
     rpc_message_free(ret);
     assert_true(w.last_left_ms > 3000 && w.last_left_ms <= 5000);
-    o.deadline_us = time_mono_us() + 60000;
-    assert_int_equal(call_note(c, WAIT, &o, &req, &ret, &err), STATUS_DEADLINE_EXCEEDED);
-    assert_true(time_mono_us() >= o.deadline_us);
+    // A busy machine may need longer until the handler begins.
+    for (int64_t us = 60000; w.n_waiting == 0 && us < 10000000; us *= 2) {
+        o.deadline_us = time_mono_us() + us;
+        assert_int_equal(call_note(c, WAIT, &o, &req, &ret, &err), STATUS_DEADLINE_EXCEEDED);
+        assert_true(time_mono_us() >= o.deadline_us);
+    }
     assert_true(wait_for_count(&w.n_cancelled, 1));
     assert_int_equal(call_note(c, ECHO, &o, &req, &ret, &err), STATUS_DEADLINE_EXCEEDED);
     echo_ok(c, ECHO, "x", 1);
