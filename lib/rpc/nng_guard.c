@@ -21,6 +21,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <nng/nng.h>
+#include <nng/protocol/pubsub0/sub.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <string.h>
@@ -100,4 +101,28 @@ bool nng_guard_is_active(void)
     bool active = called && called(fds[0], &m, MSG_NOSIGNAL) < 0 && errno == ECONNRESET;
     close(fds[0]);
     return active;
+}
+
+// ---------------------------------------------------------------- setting up
+
+static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
+static bool is_started;
+
+void nng_guard_start(void)
+{
+    nng_socket s;
+    pthread_mutex_lock(&start_lock);
+    if (!is_started && nng_sub0_open(&s) == 0) {
+        nng_close(s);
+        is_started = true;
+    }
+    pthread_mutex_unlock(&start_lock);
+}
+
+void nng_guard_fini(void)
+{
+    pthread_mutex_lock(&start_lock);
+    nng_fini();
+    is_started = false;
+    pthread_mutex_unlock(&start_lock);
 }

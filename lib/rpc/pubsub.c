@@ -85,6 +85,7 @@ enum status pubsub_publisher_new(const char *url, char *ret_url, struct pubsub_p
     if (!p)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "publish on %s: out of memory", url);
     p->sock = (nng_socket)NNG_SOCKET_INITIALIZER;
+    nng_guard_start();
     int rv = nng_pub0_open(&p->sock);
     if (rv == 0)
         rv = publisher_setup(p);
@@ -206,6 +207,7 @@ enum status pubsub_subscriber_new(const char *url, const struct pubsub_topic *to
     s->sock = (nng_socket)NNG_SOCKET_INITIALIZER;
     s->ev = ev;
     s->ud = ud;
+    nng_guard_start();
     int rv = nng_aio_alloc(&s->aio, received, s);
     if (rv != 0)
         s->aio = NULL;

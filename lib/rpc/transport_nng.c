@@ -295,6 +295,7 @@ static void t_free(struct transport *t)
 
 static struct transport *t_new(const struct transport_events *ev, void *ud)
 {
+    nng_guard_start();
     struct transport *t = mem_alloc(sizeof *t);
     if (!t)
         return NULL;
@@ -491,5 +492,5 @@ const struct transport_ops transport_nng = {
 
 void transport_nng_fini(void)
 {
-    nng_fini();
+    nng_guard_fini();
 }
