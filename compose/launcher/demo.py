@@ -19,6 +19,17 @@ CREDIT = "20.00 EUR"
 COMPLETE_S = 900  # a long film on a slow machine is not an error; a stuck one is
 
 
+def _seconds(stream):
+    """How long a stream of ffprobe's is; None when it does not say. Matroska has it as a tag."""
+    if "duration" in stream:
+        return float(stream["duration"])
+    tag = stream.get("tags", {}).get("DURATION", "")
+    if not re.fullmatch(r"\d+:\d\d:\d\d(\.\d+)?", tag):
+        return None
+    hours, minutes, seconds = tag.split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
 class StepFailed(Exception):
     pass
 
@@ -151,7 +162,10 @@ class Demo:
         streams = [s for s in r["streams"] if s["codec_type"] in ("video", "audio")
                    and not s.get("disposition", {}).get("attached_pic")]
         kinds = sorted({s["codec_type"] for s in streams})
-        return {"duration": float(r["format"]["duration"]), "kinds": kinds,
+        # The container's length counts subtitles too, which may go on after the film.
+        lengths = [seconds for seconds in map(_seconds, streams) if seconds is not None]
+        return {"duration": max(lengths) if len(lengths) == len(streams) else float(r["format"]["duration"]),
+                "kinds": kinds,
                 "codecs": [s["codec_name"] for s in streams]}
 
     def play_hls(self):
