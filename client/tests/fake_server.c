@@ -568,6 +568,7 @@ static void set_audio_rendition(struct media_rendition *r)
     str_copy(r->codecs, sizeof(r->codecs), "mp4a.40.2");
     r->kind = MEDIA_AUDIO;
     r->codec = MEDIA_CODEC_AAC;
+    r->channels = 2;
     r->frame_rate = (struct media_rational){0, 1};
     r->timescale = MEDIA_AUDIO_RATE;
     r->frame_samples = 1024;

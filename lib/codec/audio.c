@@ -148,18 +148,19 @@ static enum status prepare_mix(struct audio_job *j, const AVFrame *f, struct err
 static int64_t frame_position(const struct audio_job *j, const AVFrame *f)
 {
     const AVStream *st = j->in->fmt->streams[j->stream];
-    const struct media_source *s = &j->plan->source;
+    const struct media_track *track = &j->plan->source.tracks[j->stream];
     int64_t t = f->best_effort_timestamp;
     if (t == AV_NOPTS_VALUE)
         return j->expected;
     int64_t at = av_rescale_q(t - j->zero, st->time_base, (AVRational){1, j->rate});
-    if (s->audio_frame == 0)
+    if (track->frame_samples == 0)
         return at;
     // Within two ticks of a tooth it is that tooth; a frame cut at its start is known by its end.
-    int64_t tooth = s->audio_frame, near = av_rescale_q(2, st->time_base, (AVRational){1, j->rate});
+    int64_t tooth = track->frame_samples,
+            near = av_rescale_q(2, st->time_base, (AVRational){1, j->rate});
     const int64_t marks[2] = {0, f->nb_samples};
     for (size_t i = 0; i < N_ELEMENTS(marks); i++) {
-        int64_t d = at + marks[i] - s->audio_origin;
+        int64_t d = at + marks[i] - track->origin;
         int64_t k = media_scale_near(d, 1, tooth), off = d - k * tooth;
         if (off >= -near && off <= near)
             return at - off;
@@ -265,7 +266,7 @@ static enum status decode(struct audio_job *j, bool last_try, bool *ret_late, st
 static enum status fill_window(struct audio_job *j, struct err *err)
 {
     const AVStream *st = j->in->fmt->streams[j->stream];
-    enum media_seek how = j->plan->source.audio_seek;
+    enum media_seek how = j->plan->source.tracks[j->stream].seek;
     for (int attempt = 0; attempt < 3; attempt++) {
         enum status s = begin_window(j, err);
         if (s != STATUS_OK)
@@ -488,7 +489,7 @@ enum status codec_encode_audio(struct codec_input *in, const struct media_plan *
                           .total = task->n_segments,
                           .mix_format = -1};
     enum status s = set_up(&j, err);
-    uint32_t most = plan->source.audio_seek == MEDIA_SEEK_NONE ? GROUP_SEGMENTS : 1;
+    uint32_t most = plan->source.tracks[j.stream].seek == MEDIA_SEEK_NONE ? GROUP_SEGMENTS : 1;
     for (uint32_t at = 0; at < task->n_segments && s == STATUS_OK;) {
         uint32_t n = task->n_segments - at < most ? task->n_segments - at : most;
         s = encode_group(&j, task->first_segment + at, n, err);

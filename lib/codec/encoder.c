@@ -45,6 +45,14 @@ static const char *encoder_name(enum media_codec c)
         return "aac";
     case MEDIA_CODEC_OPUS:
         return "libopus";
+    case MEDIA_CODEC_HEVC:
+        return "libx265";
+    case MEDIA_CODEC_AV1:
+        return "libsvtav1";
+    case MEDIA_CODEC_VP9:
+        return "libvpx-vp9";
+    case MEDIA_CODEC_FLAC:
+        return "flac";
     case MEDIA_CODEC_NONE:
     case MEDIA_N_CODECS:
         break;
@@ -300,6 +308,12 @@ static void name_codec(struct media_rendition *r, const struct buf *config)
     case MEDIA_CODEC_OPUS:
         str_copy(r->codecs, sizeof(r->codecs), "opus");
         break;
+    case MEDIA_CODEC_FLAC:
+        str_copy(r->codecs, sizeof(r->codecs), "fLaC");
+        break;
+    case MEDIA_CODEC_HEVC:
+    case MEDIA_CODEC_AV1:
+    case MEDIA_CODEC_VP9:
     case MEDIA_CODEC_NONE:
     case MEDIA_N_CODECS:
         break;

@@ -456,6 +456,7 @@ static enum status add_ladder(struct probe *p, struct err *err)
     plan->n_renditions = media_plan_ladder(w, h, fps, plan->renditions, 5);
     for (size_t i = 0; i < plan->n_renditions; i++) {
         struct media_rendition *r = &plan->renditions[i];
+        r->track = (uint8_t)p->video;
         r->timescale = g->timescale;
         r->cts_shift = reorder_shift(g);
         r->color[0] = color_code(st->codecpar->color_primaries, 0);
@@ -490,6 +491,8 @@ static enum status add_audio_rendition(struct probe *p, const char *id, enum med
 {
     struct media_rendition *r = &p->plan->renditions[p->plan->n_renditions++];
     r->kind = MEDIA_AUDIO;
+    r->track = (uint8_t)p->audio;
+    r->channels = 2;
     r->codec = codec;
     str_copy(r->id, sizeof(r->id), id);
     r->frame_rate = (struct media_rational){0, 1};
@@ -504,12 +507,12 @@ static void set_comb(struct probe *p, int frame_samples, int64_t zero)
 {
     const AVStream *st = p->in->fmt->streams[p->audio];
     int rate = st->codecpar->sample_rate;
-    struct media_source *s = &p->plan->source;
+    struct media_track *t = &p->plan->source.tracks[p->audio];
     bool coarse = (int64_t)st->time_base.num * rate > st->time_base.den;
     if (!coarse || frame_samples < 64 || frame_samples > 1 << 16)
         return;
-    s->audio_frame = (uint32_t)frame_samples;
-    s->audio_origin = av_rescale_q(p->audio_first - zero, st->time_base, (AVRational){1, rate});
+    t->frame_samples = (uint32_t)frame_samples;
+    t->origin = av_rescale_q(p->audio_first - zero, st->time_base, (AVRational){1, rate});
 }
 
 static enum status plan_audio(struct probe *p, int64_t zero, int frame_samples, struct err *err)
@@ -567,7 +570,9 @@ static void set_seek_modes(struct probe *p)
     // decoded from the beginning, or long enough for a small error to be the lesser evil.
     bool exact = codec_is_mov(p->in) || str_starts_with(f, "matroska") || str_eq(f, "wav") ||
                  str_eq(f, "flac") || str_eq(f, "mpegts");
-    s->audio_seek = exact || s->duration_us > SHORT_AUDIO_US ? MEDIA_SEEK_TIME : MEDIA_SEEK_NONE;
+    if (p->audio >= 0)
+        s->tracks[p->audio].seek =
+            exact || s->duration_us > SHORT_AUDIO_US ? MEDIA_SEEK_TIME : MEDIA_SEEK_NONE;
 }
 
 // Drop frames before time 0, but keep the last of them when nothing else is there at 0.

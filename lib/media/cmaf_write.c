@@ -42,7 +42,7 @@ static void put_zeros(struct buf *b, size_t n)
 
 bool cmaf_is_video(const struct media_track_config *c)
 {
-    return c->codec == MEDIA_CODEC_H264;
+    return media_codec_is_video(c->codec);
 }
 
 uint32_t cmaf_track_id(const struct media_track_config *c)

@@ -45,6 +45,8 @@ static void add_audio(struct media_plan *p, const char *id, enum media_codec cod
     snprintf(r->codecs, sizeof(r->codecs), "%s", aac ? "mp4a.40.2" : "opus");
     r->kind = MEDIA_AUDIO;
     r->codec = codec;
+    r->track = 1;
+    r->channels = 2;
     r->frame_rate = (struct media_rational){0, 1};
     r->timescale = MEDIA_AUDIO_RATE;
     r->frame_samples = aac ? 1024 : 960;

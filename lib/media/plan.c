@@ -15,15 +15,20 @@ static const char *const container_names[MEDIA_N_CONTAINERS] = {
     [MEDIA_CONTAINER_WAV] = "wav",      [MEDIA_CONTAINER_FLAC] = "flac",
 };
 static const char *const codec_names[MEDIA_N_CODECS] = {
-    [MEDIA_CODEC_NONE] = "none",
-    [MEDIA_CODEC_H264] = "h264",
-    [MEDIA_CODEC_AAC] = "aac",
-    [MEDIA_CODEC_OPUS] = "opus",
+    [MEDIA_CODEC_NONE] = "none", [MEDIA_CODEC_H264] = "h264", [MEDIA_CODEC_AAC] = "aac",
+    [MEDIA_CODEC_OPUS] = "opus", [MEDIA_CODEC_HEVC] = "hevc", [MEDIA_CODEC_AV1] = "av1",
+    [MEDIA_CODEC_VP9] = "vp9",   [MEDIA_CODEC_FLAC] = "flac",
 };
 
 const char *media_container_name(enum media_container c)
 {
     return (unsigned)c < MEDIA_N_CONTAINERS ? container_names[c] : "other";
+}
+
+bool media_codec_is_video(enum media_codec c)
+{
+    return c == MEDIA_CODEC_H264 || c == MEDIA_CODEC_HEVC || c == MEDIA_CODEC_AV1 ||
+           c == MEDIA_CODEC_VP9;
 }
 
 const char *media_codec_name(enum media_codec c)
@@ -170,8 +175,15 @@ int64_t media_rendition_duration(const struct media_plan *p, size_t rendition, s
 
 const struct media_track *media_plan_track(const struct media_plan *p, enum media_track_type type)
 {
-    for (size_t i = 0; i < p->source.n_tracks; i++)
-        if (p->source.tracks[i].type == type && p->source.tracks[i].chosen)
-            return &p->source.tracks[i];
-    return NULL;
+    const struct media_track *first = NULL;
+    for (size_t i = 0; i < p->source.n_tracks; i++) {
+        const struct media_track *t = &p->source.tracks[i];
+        if (t->type != type || !t->chosen)
+            continue;
+        if (t->is_default)
+            return t;
+        if (!first)
+            first = t;
+    }
+    return first;
 }

@@ -2,10 +2,15 @@
 // The plan: everything about an item's streams, fixed at the probe. Segments have names, exact
 // times and one possible content from then on.
 //
-// Video: frames lie on a grid of output times; a segment is a run of grid frames and begins with an
-// IDR. Audio: 48 kHz stereo; a segment is a run of MEDIA_AUDIO_BLOCK samples, a whole number of AAC
-// frames (1024) and of Opus frames (960), so that all audio renditions share one grid. Audio media
-// time is presentation time plus the codec's priming; the init segment's edit list takes it off.
+// Video: frames lie on a grid of output times; a segment is a run of grid frames and begins with a
+// random access point. Audio: 48 kHz; a segment is a run of MEDIA_AUDIO_BLOCK samples, a whole
+// number of AAC (1024), Opus (960) and FLAC (3840) frames, so that all audio renditions of all
+// tracks share one grid; a track that begins later or ends sooner is filled with silence. Audio
+// media time is presentation time plus the codec's priming; the init segment's edit list takes it
+// off.
+//
+// A rendition is made from one source track. One that is `lazy` has its place in the plan, with
+// init segment and all, but its segments are made only once somebody asks for them.
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -15,9 +20,9 @@
 #include "media/sniff.h"
 #include "media/time.h"
 
-#define MEDIA_PLAN_VERSION 1
+#define MEDIA_PLAN_VERSION 2
 #define MEDIA_PLAN_MAX_BYTES (4U << 20) // encoded
-#define MEDIA_MAX_RENDITIONS 16
+#define MEDIA_MAX_RENDITIONS 64
 #define MEDIA_MAX_TRACKS 64
 #define MEDIA_MAX_SEGMENTS 65536
 #define MEDIA_MAX_FRAMES (1U << 21) // 8 h at 60 fps fits
@@ -26,7 +31,9 @@
 #define MEDIA_MAX_DURATION_US (INT64_C(8) * 3600 * 1000000)
 #define MEDIA_MAX_INIT_BYTES 4096
 #define MEDIA_AUDIO_RATE 48000
-#define MEDIA_AUDIO_BLOCK 15360 // lcm(1024, 960)
+#define MEDIA_AUDIO_BLOCK 15360 // lcm(1024, 960, 3840)
+#define MEDIA_FLAC_FRAME 3840
+#define MEDIA_MAX_CHANNELS 6 // of a rendition
 
 enum media_container {
     MEDIA_CONTAINER_OTHER = 0,
@@ -50,7 +57,19 @@ enum media_codec {
     MEDIA_CODEC_H264,
     MEDIA_CODEC_AAC,
     MEDIA_CODEC_OPUS,
+    MEDIA_CODEC_HEVC,
+    MEDIA_CODEC_AV1,
+    MEDIA_CODEC_VP9,
+    MEDIA_CODEC_FLAC,
     MEDIA_N_CODECS
+};
+// What text or pictures a subtitle track holds.
+enum media_subtitle {
+    MEDIA_SUBTITLE_NONE = 0, // not a subtitle track, or one that cannot be read here
+    MEDIA_SUBTITLE_TEXT,     // SRT, WebVTT, mov_text
+    MEDIA_SUBTITLE_STYLED,   // ASS, SSA
+    MEDIA_SUBTITLE_BITMAP,   // PGS, DVD, DVB
+    MEDIA_N_SUBTITLES
 };
 // How decoding gets to the middle of the source.
 enum media_seek {
@@ -68,7 +87,8 @@ enum media_track_type {
     MEDIA_N_TRACK_TYPES
 };
 const char *media_container_name(enum media_container c); // "mp4", "matroska", ...: profile names
-const char *media_codec_name(enum media_codec c);         // "h264", "aac", "opus"
+bool media_codec_is_video(enum media_codec c);
+const char *media_codec_name(enum media_codec c); // "h264", "aac", "opus", "hevc", ...
 
 struct media_track {
     enum media_track_type type;
@@ -76,6 +96,9 @@ struct media_track {
     bool chosen;      // goes into the renditions
     char codec[24];   // FFmpeg's codec name: "h264", "aac", "vp9", ...
     char language[8]; // ISO 639, may be empty
+    char title[64];   // as the file says, may be empty; UTF-8
+    bool is_default, is_forced, is_commentary, is_hearing_impaired; // as the file says
+    enum media_subtitle subtitle;
     char profile[32]; // "High", "LC", may be empty
     uint32_t width, height;
     uint32_t sample_rate;
@@ -85,6 +108,12 @@ struct media_track {
     struct media_rational sar, frame_rate; // frame_rate 0/1: not known
     int64_t bitrate_bps;                   // 0 unknown
     int64_t duration_us;                   // 0 unknown
+    uint8_t color[3]; // video: primaries, transfer, matrix (ITU-T H.273 numbers); 2: not specified
+    // Audio positions: packets of `frame_samples` source samples each (0: not constant), one of
+    // which begins at sample `origin` of the timeline; coarse time stamps are snapped to that comb.
+    uint32_t frame_samples;
+    int64_t origin;
+    enum media_seek seek; // audio; a video track's is the source's
 };
 
 struct media_source {
@@ -95,11 +124,7 @@ struct media_source {
     int64_t duration_us;
     int64_t bitrate_bps;
     bool streamable; // index first: a player can start before the end has arrived
-    enum media_seek seek, audio_seek;
-    // Audio positions: packets of `audio_frame` source samples each (0: not constant), one of which
-    // begins at sample `audio_origin` of the timeline; coarse time stamps are snapped to that comb.
-    uint32_t audio_frame;
-    int64_t audio_origin;
+    enum media_seek seek;
     int64_t video_zero;       // chosen video stream's ticks that are time 0 of the video grid
     int64_t timeline_zero_us; // source time that is timeline 0 (container start time after edits)
     char title[128], artist[128], album[128]; // tags, may be empty; UTF-8
@@ -132,10 +157,19 @@ struct media_grid {
 };
 
 struct media_rendition {
-    char id[12]; // "v720", "a128", "o128"
+    // Codec family, rate or size, and what makes it special: "v720" (H.264), "v720-hevc", "vcopy",
+    // "v720-s3" (subtitle track 3 burnt in), "a128", "a128-2" (source track 2, when it is not the
+    // default one), "o128", "flac", "a384" (5.1), "a128n" (normalised loudness)
+    char id[16];
     enum media_kind kind;
     enum media_codec codec;
-    char codecs[24]; // RFC 6381, "avc1.64001f"
+    uint8_t track;    // index into source.tracks: what it is made from
+    bool copy;        // the source's own packets, not encoded again
+    bool lazy;        // made on request only
+    bool normalised;  // audio: at MEDIA_LOUDNESS_TARGET, by the item's measured loudness
+    uint8_t burn;     // 1 + index of the subtitle track that is burnt in; 0: none
+    uint8_t channels; // audio: 1..MEDIA_MAX_CHANNELS, 0 for video
+    char codecs[24];  // RFC 6381, "avc1.64001f"
     uint32_t width, height;
     struct media_rational frame_rate; // nominal, for playlists
     uint32_t timescale;               // of its segments' boxes; equals its grid's
@@ -154,14 +188,17 @@ struct media_rendition {
     size_t init_len;
 };
 #define MEDIA_FROM_SOURCE 0xff
+#define MEDIA_LOUDNESS_TARGET -16 // LUFS (EBU R 128 / ITU-R BS.1770-4)
 
 struct media_plan {
     enum media_kind kind;
     struct media_source source;
     struct media_grid video, audio;
     size_t n_renditions;
-    struct media_rendition renditions[MEDIA_MAX_RENDITIONS]; // video high to low, then audio
-    char build[96];                                          // codec build that made the recipes
+    // Video before audio; the first of each kind is the ladder, high to low, that everything can
+    // play and that is not lazy.
+    struct media_rendition renditions[MEDIA_MAX_RENDITIONS];
+    char build[96]; // codec build that made the recipes
 };
 
 struct media_plan *media_plan_new(void); // NULL when out of memory
@@ -200,7 +237,7 @@ uint32_t media_rendition_samples(const struct media_plan *p, size_t rendition, s
 // What those samples last, in ticks of the rendition's grid: the segment's duration, but for the
 // last segment of audio, which holds whole packets and so may go past the end of the sound.
 int64_t media_rendition_duration(const struct media_plan *p, size_t rendition, size_t segment);
-// First chosen track of that type; NULL when there is none.
+// The default one of the chosen tracks of that type, else the first; NULL when there is none.
 const struct media_track *media_plan_track(const struct media_plan *p, enum media_track_type type);
 
 // ---- making one (used by the probe; pure) ----

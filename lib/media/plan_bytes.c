@@ -122,6 +122,12 @@ static void io_track(struct io *io, struct media_track *t)
     U(t->chosen, 1);
     io_text(io, t->codec, sizeof(t->codec));
     io_text(io, t->language, sizeof(t->language));
+    io_text(io, t->title, sizeof(t->title));
+    U(t->is_default, 1);
+    U(t->is_forced, 1);
+    U(t->is_commentary, 1);
+    U(t->is_hearing_impaired, 1);
+    U(t->subtitle, MEDIA_N_SUBTITLES - 1);
     io_text(io, t->profile, sizeof(t->profile));
     U(t->width, MEDIA_MAX_SIDE_PX);
     U(t->height, MEDIA_MAX_SIDE_PX);
@@ -133,6 +139,11 @@ static void io_track(struct io *io, struct media_track *t)
     io_ratio(io, &t->frame_rate);
     U(t->bitrate_bps, INT64_MAX);
     U(t->duration_us, INT64_MAX);
+    for (size_t i = 0; i < N_ELEMENTS(t->color); i++)
+        U(t->color[i], UINT8_MAX);
+    U(t->frame_samples, 1 << 20);
+    I(t->origin);
+    U(t->seek, MEDIA_N_SEEKS - 1);
 }
 
 static void io_source(struct io *io, struct media_source *s)
@@ -145,9 +156,6 @@ static void io_source(struct io *io, struct media_source *s)
     U(s->bitrate_bps, INT64_MAX);
     U(s->streamable, 1);
     U(s->seek, MEDIA_N_SEEKS - 1);
-    U(s->audio_seek, MEDIA_N_SEEKS - 1);
-    U(s->audio_frame, 1 << 20);
-    I(s->audio_origin);
     I(s->video_zero);
     I(s->timeline_zero_us);
     io_text(io, s->title, sizeof(s->title));
@@ -241,6 +249,12 @@ static void io_rendition(struct io *io, struct media_rendition *r)
     io_text(io, r->id, sizeof(r->id));
     U(r->kind, MEDIA_AUDIO);
     U(r->codec, MEDIA_N_CODECS - 1);
+    U(r->track, MEDIA_MAX_TRACKS - 1);
+    U(r->copy, 1);
+    U(r->lazy, 1);
+    U(r->normalised, 1);
+    U(r->burn, MEDIA_MAX_TRACKS);
+    U(r->channels, MEDIA_MAX_CHANNELS);
     io_text(io, r->codecs, sizeof(r->codecs));
     U(r->width, MEDIA_MAX_SIDE_PX);
     U(r->height, MEDIA_MAX_SIDE_PX);

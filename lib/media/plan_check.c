@@ -15,12 +15,11 @@ static enum status check_source(const struct media_source *s, struct err *err)
         BAD("source of no bytes");
     if (s->duration_us < 0 || s->duration_us > MEDIA_MAX_DURATION_US)
         BAD("source longer than 8 hours");
-    if ((unsigned)s->container >= MEDIA_N_CONTAINERS || (unsigned)s->seek >= MEDIA_N_SEEKS ||
-        (unsigned)s->audio_seek >= MEDIA_N_SEEKS)
+    if ((unsigned)s->container >= MEDIA_N_CONTAINERS || (unsigned)s->seek >= MEDIA_N_SEEKS)
         BAD("unknown container or seek mode");
     if (s->n_tracks == 0 || s->n_tracks > MEDIA_MAX_TRACKS)
         BAD("%zu tracks", s->n_tracks);
-    unsigned chosen[MEDIA_N_TRACK_TYPES] = {0};
+    unsigned pictures = 0;
     for (size_t i = 0; i < s->n_tracks; i++) {
         const struct media_track *t = &s->tracks[i];
         if ((unsigned)t->type >= MEDIA_N_TRACK_TYPES)
@@ -32,8 +31,10 @@ static enum status check_source(const struct media_source *s, struct err *err)
             BAD("rotation by %d degrees", t->rotation);
         if (t->sar.num < 0 || t->sar.den <= 0 || t->frame_rate.num < 0 || t->frame_rate.den <= 0)
             BAD("track %zu has a bad ratio", i);
-        if (t->chosen && ++chosen[t->type] > 1)
-            BAD("two chosen tracks of one type");
+        if ((unsigned)t->subtitle >= MEDIA_N_SUBTITLES || (unsigned)t->seek >= MEDIA_N_SEEKS)
+            BAD("track %zu has an unknown subtitle kind or seek mode", i);
+        if (t->chosen && t->type == MEDIA_TRACK_VIDEO && ++pictures > 1)
+            BAD("two chosen video tracks");
     }
     return STATUS_OK;
 }
@@ -129,10 +130,10 @@ static enum status check_grid(const struct media_grid *g, bool is_video, struct 
 
 static bool is_id(const char *s)
 {
-    if (!*s)
+    if (!*s || *s == '-')
         return false;
     for (; *s; s++)
-        if (!((*s >= 'a' && *s <= 'z') || (*s >= '0' && *s <= '9')))
+        if (!((*s >= 'a' && *s <= 'z') || (*s >= '0' && *s <= '9') || *s == '-'))
             return false;
     return true;
 }
@@ -152,8 +153,13 @@ static bool is_codecs(const char *s)
 static enum status check_video_rendition(const struct media_plan *p, size_t i, struct err *err)
 {
     const struct media_rendition *r = &p->renditions[i];
-    if (r->codec != MEDIA_CODEC_H264)
-        BAD("%s is not H.264", r->id);
+    if (!media_codec_is_video(r->codec))
+        BAD("%s has no video codec", r->id);
+    if (r->channels || r->normalised)
+        BAD("%s is a picture with channels", r->id);
+    if (r->burn && (r->copy || r->burn > p->source.n_tracks ||
+                    p->source.tracks[r->burn - 1].subtitle == MEDIA_SUBTITLE_NONE))
+        BAD("%s has nothing to burn in", r->id);
     if (r->width < 2 || r->height < 2 || r->width % 2 || r->height % 2 ||
         r->width > MEDIA_MAX_SIDE_PX || r->height > MEDIA_MAX_SIDE_PX ||
         (uint64_t)r->width * r->height > MEDIA_MAX_PIXELS)
@@ -162,9 +168,10 @@ static enum status check_video_rendition(const struct media_plan *p, size_t i, s
         BAD("%s has no frame rate", r->id);
     if (r->timescale != p->video.timescale || r->frame_samples || r->priming)
         BAD("%s is off the video grid", r->id);
-    if (r->crf > 51 || r->maxrate_bps == 0 || r->cts_shift > INT32_MAX)
+    if (r->crf > 63 || r->maxrate_bps == 0 || r->cts_shift > INT32_MAX)
         BAD("%s has bad encoder settings", r->id);
-    if (r->scale_from != MEDIA_FROM_SOURCE && r->scale_from >= i)
+    if (r->scale_from != MEDIA_FROM_SOURCE &&
+        (r->scale_from >= i || p->renditions[r->scale_from].copy))
         BAD("%s is scaled from a later one", r->id);
     return STATUS_OK;
 }
@@ -172,9 +179,14 @@ static enum status check_video_rendition(const struct media_plan *p, size_t i, s
 static enum status check_audio_rendition(const struct media_plan *p, size_t i, struct err *err)
 {
     const struct media_rendition *r = &p->renditions[i];
-    uint32_t frame = r->codec == MEDIA_CODEC_AAC ? 1024 : r->codec == MEDIA_CODEC_OPUS ? 960 : 0;
+    uint32_t frame = r->codec == MEDIA_CODEC_AAC    ? 1024
+                     : r->codec == MEDIA_CODEC_OPUS ? 960
+                     : r->codec == MEDIA_CODEC_FLAC ? MEDIA_FLAC_FRAME
+                                                    : 0;
     if (!frame || r->frame_samples != frame)
-        BAD("%s is neither AAC nor Opus", r->id);
+        BAD("%s is none of AAC, Opus and FLAC", r->id);
+    if (r->channels == 0 || r->channels > MEDIA_MAX_CHANNELS || r->burn)
+        BAD("%s has %u channels", r->id, (unsigned)r->channels);
     if (r->timescale != MEDIA_AUDIO_RATE || r->priming > 8192 || r->bitrate_bps == 0)
         BAD("%s is off the audio grid", r->id);
     return STATUS_OK;
@@ -189,6 +201,10 @@ static enum status check_rendition(const struct media_plan *p, size_t i, struct 
         BAD("%s has a bad codecs string", r->id);
     if (!media_rendition_grid(p, i))
         BAD("%s has no grid", r->id);
+    enum media_track_type type = r->kind == MEDIA_VIDEO ? MEDIA_TRACK_VIDEO : MEDIA_TRACK_AUDIO;
+    if (r->track >= p->source.n_tracks || p->source.tracks[r->track].type != type ||
+        !p->source.tracks[r->track].chosen)
+        BAD("%s is made from a track that was not chosen", r->id);
     if (!r->init || r->init_len < 8 || r->init_len > MEDIA_MAX_INIT_BYTES)
         BAD("%s has no init segment", r->id);
     if (r->bandwidth_bps == 0)
@@ -216,13 +232,13 @@ enum status media_plan_check(const struct media_plan *p, struct err *err)
         return s;
     if (p->n_renditions == 0 || p->n_renditions > MEDIA_MAX_RENDITIONS)
         BAD("%zu renditions", p->n_renditions);
-    bool has_video = false, has_audio = false;
+    bool has_video = false, has_audio = false; // to be had without asking for it first
     for (size_t i = 0; i < p->n_renditions; i++) {
         s = check_rendition(p, i, err);
         if (s != STATUS_OK)
             return s;
-        has_video |= p->renditions[i].kind == MEDIA_VIDEO;
-        has_audio |= p->renditions[i].kind == MEDIA_AUDIO;
+        has_video |= !p->renditions[i].lazy && p->renditions[i].kind == MEDIA_VIDEO;
+        has_audio |= !p->renditions[i].lazy && p->renditions[i].kind == MEDIA_AUDIO;
     }
     if (has_video != (p->video.n_segments > 0) || has_audio != (p->audio.n_segments > 0))
         BAD("a grid without renditions");

@@ -6,12 +6,16 @@
 #include "media/image.h"
 
 #define MAX_THREADS 64
+#define MAX_GAIN_MDB 60000
 
 enum status media_task_encode(const struct media_task *t, struct buf *ret, struct err *err)
 {
     buf_put_u8(ret, (uint8_t)t->kind);
     buf_put_be64(ret, (uint64_t)t->source_size);
     buf_put_be32(ret, t->threads);
+    buf_put_u8(ret, (uint8_t)t->options.preset);
+    buf_put_be32(ret, t->options.video_codecs);
+    buf_put_be32(ret, (uint32_t)t->gain_mdb);
     buf_put_be32(ret, t->window_blocks);
     buf_put_be32(ret, t->first_segment);
     buf_put_be32(ret, t->n_segments);
@@ -37,6 +41,9 @@ static bool task_is_sound(const struct media_task *t)
 {
     if (t->source_size <= 0 || t->threads < 1 || t->threads > MAX_THREADS)
         return false;
+    if ((unsigned)t->options.preset >= MEDIA_N_PRESETS || t->gain_mdb < -MAX_GAIN_MDB ||
+        t->gain_mdb > MAX_GAIN_MDB)
+        return false;
     if (t->window_blocks &&
         (t->window_blocks < MEDIA_MIN_WINDOW_BLOCKS || t->window_blocks > MEDIA_MAX_WINDOW_BLOCKS))
         return false;
@@ -61,6 +68,9 @@ enum status media_task_decode(const void *bytes, size_t n, struct media_task *re
     t.kind = reader_u8(&r);
     t.source_size = (int64_t)(reader_be64(&r) & INT64_MAX);
     t.threads = reader_be32(&r);
+    t.options.preset = reader_u8(&r);
+    t.options.video_codecs = reader_be32(&r);
+    t.gain_mdb = (int32_t)reader_be32(&r);
     t.window_blocks = reader_be32(&r);
     t.first_segment = reader_be32(&r);
     t.n_segments = reader_be32(&r);

@@ -25,10 +25,18 @@
 
 // IMAGES: "renditions" are enum media_image, each of one "segment" of number 0, a JPEG.
 enum media_task_kind { MEDIA_TASK_PROBE = 1, MEDIA_TASK_CHUNK = 2, MEDIA_TASK_IMAGES = 3 };
+// What an uploader may choose; all zero: the usual.
+enum media_preset { MEDIA_PRESET_FAST = 0, MEDIA_PRESET_QUALITY = 1, MEDIA_N_PRESETS };
+struct media_options {
+    enum media_preset preset;
+    uint32_t video_codecs; // probe: lazy renditions in these besides H.264; bits 1 << media_codec
+};
 struct media_task {
     enum media_task_kind kind;
     int64_t source_size;
-    uint32_t threads;       // 1..64 that the child may keep busy
+    uint32_t threads; // 1..64 that the child may keep busy
+    struct media_options options;
+    int32_t gain_mdb;       // chunk: of normalised renditions, thousandths of a decibel
     uint32_t window_blocks; // of the source that are at hand at once; 0: MEDIA_WINDOW_BLOCKS
     uint32_t first_segment; // chunk; on the grid of its renditions, which are of one kind
     uint32_t n_segments;

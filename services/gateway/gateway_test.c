@@ -244,6 +244,7 @@ static void make_plan(void)
     snprintf(r->codecs, sizeof r->codecs, "mp4a.40.2");
     r->kind = MEDIA_AUDIO;
     r->codec = MEDIA_CODEC_AAC;
+    r->channels = 2;
     r->frame_rate = (struct media_rational){0, 1};
     r->timescale = MEDIA_AUDIO_RATE;
     r->frame_samples = r->priming = 1024;

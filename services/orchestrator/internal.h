@@ -30,7 +30,8 @@
 #define ORCH_MAX_CRASHES 2
 #define ORCH_SYNC_MAX_US (INT64_C(10) * 1000000) // inputs that Commit may wait for
 #define ORCH_SYNC_WAIT_MS 60000
-#define ORCH_MAX_WAIT_MS 30000 // of Lease and Locate
+#define ORCH_MAX_RENDITIONS_TEXT 1024 // "v720,v480"
+#define ORCH_MAX_WAIT_MS 30000        // of Lease and Locate
 
 enum orch_priority {
     ORCH_PRIO_REST = 100,
@@ -121,12 +122,12 @@ enum status commit_abort(struct orch *o, const char *upload_id, struct err *err)
 // ---- the queue (queue.c): all of it is judged by the database's clock ----
 struct queue_task {
     char id[UUID_SIZE], job[UUID_SIZE], item[UUID_SIZE];
-    char kind[8]; // probe, chunk, move, images
+    char kind[12]; // probe, chunk, move, images
     int64_t fence;
     int32_t attempt;
     int32_t priority;
     char target[CHAN_NODE_ID_SIZE];
-    char renditions[256];
+    char renditions[ORCH_MAX_RENDITIONS_TEXT];
     int32_t first_segment, n_segments;
 };
 // Tasks of that kind are made from the plan.
@@ -223,7 +224,7 @@ enum status publish_check(const struct media_plan *plan, const struct queue_task
                           struct err *err) MUST_CHECK;
 // The tasks that make a plan's segments.
 struct publish_task {
-    char renditions[256];
+    char renditions[ORCH_MAX_RENDITIONS_TEXT];
     int32_t first_segment, n_segments, priority;
 };
 enum status publish_tasks(const struct media_plan *plan, struct publish_task **ret, size_t *ret_n,

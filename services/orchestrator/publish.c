@@ -150,13 +150,14 @@ static void add_task(struct task_list *l, const char *renditions, uint32_t first
     str_copy(t->renditions, sizeof t->renditions, renditions);
 }
 
-// "v720,v480": the renditions of one kind, without the first `skip`, at most `max`.
+// "v720,v480": the renditions of one kind that are not lazy, without the first `skip`, at most
+// `max`.
 static void join_renditions(const struct media_plan *p, enum media_kind kind, size_t skip,
                             size_t max, char *dst, size_t size)
 {
     dst[0] = '\0';
     for (size_t i = 0, n = 0; i < p->n_renditions; i++) {
-        if (p->renditions[i].kind != kind || n++ < skip || n > skip + max)
+        if (p->renditions[i].kind != kind || p->renditions[i].lazy || n++ < skip || n > skip + max)
             continue;
         size_t len = strlen(dst);
         snprintf(dst + len, size - len, "%s%s", len ? "," : "", p->renditions[i].id);
@@ -166,7 +167,8 @@ static void join_renditions(const struct media_plan *p, enum media_kind kind, si
 static void add_video(struct task_list *l, const struct media_plan *p)
 {
     const struct media_grid *g = &p->video;
-    char all[256], top[256], rest[256];
+    char all[ORCH_MAX_RENDITIONS_TEXT], top[ORCH_MAX_RENDITIONS_TEXT],
+        rest[ORCH_MAX_RENDITIONS_TEXT];
     join_renditions(p, MEDIA_VIDEO, 0, SIZE_MAX / 2, all, sizeof all);
     join_renditions(p, MEDIA_VIDEO, 0, 1, top, sizeof top);
     join_renditions(p, MEDIA_VIDEO, 1, SIZE_MAX / 2, rest, sizeof rest);
@@ -193,7 +195,7 @@ static void add_video(struct task_list *l, const struct media_plan *p)
 static void add_audio(struct task_list *l, const struct media_plan *p)
 {
     const struct media_grid *g = &p->audio;
-    char all[256];
+    char all[ORCH_MAX_RENDITIONS_TEXT];
     join_renditions(p, MEDIA_AUDIO, 0, SIZE_MAX / 2, all, sizeof all);
     for (size_t c = 0; c < g->n_chunks; c++)
         add_task(l, all, g->chunks[c].first_segment, g->chunks[c].n_segments,
