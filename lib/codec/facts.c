@@ -137,6 +137,10 @@ static void track_facts(const AVStream *st, struct media_track *t)
     int channels = par->ch_layout.nb_channels;
     t->channels = channels > 0 && channels <= 1024 ? (uint16_t)channels : 0;
     t->bit_depth = bit_depth(par);
+    if (par->codec_type == AVMEDIA_TYPE_VIDEO) {
+        t->level = par->level > 0 && par->level <= UINT16_MAX ? (uint16_t)par->level : 0;
+        t->interlaced = par->field_order > AV_FIELD_PROGRESSIVE;
+    }
     t->rotation = (int16_t)codec_rotation(st);
     AVRational sar =
         st->sample_aspect_ratio.num ? st->sample_aspect_ratio : par->sample_aspect_ratio;

@@ -159,6 +159,9 @@ static enum status try_decode(struct probe *p, int stream, int *ret_samples, str
     if (got == 0)
         return err_set(err, STATUS_INVALID_ARGUMENT, "no %s can be decoded from the file",
                        is_audio ? "sound" : "picture");
+    // No other decoder says how many frames it refers to.
+    if (dec->codec_id == AV_CODEC_ID_H264 && dec->refs > 0 && dec->refs <= 16)
+        p->plan->source.tracks[stream].refs = (uint16_t)dec->refs;
     return STATUS_OK;
 }
 

@@ -103,8 +103,11 @@ struct media_track {
     uint32_t width, height;
     uint32_t sample_rate;
     uint16_t channels;
-    uint16_t bit_depth;                    // 0 unknown
-    int16_t rotation;                      // degrees clockwise to show it upright: 0, 90, 180, 270
+    uint16_t bit_depth; // 0 unknown
+    uint16_t level;     // video, in the codec's own numbers: H.264 41, HEVC 123, AV1 13; 0 unknown
+    uint16_t refs;      // video: reference frames; 0 unknown
+    bool interlaced;    // video: as the file says
+    int16_t rotation;   // degrees clockwise to show it upright: 0, 90, 180, 270
     struct media_rational sar, frame_rate; // frame_rate 0/1: not known
     int64_t bitrate_bps;                   // 0 unknown
     int64_t duration_us;                   // 0 unknown

@@ -134,6 +134,9 @@ static void io_track(struct io *io, struct media_track *t)
     U(t->sample_rate, 1000000);
     U(t->channels, 1024);
     U(t->bit_depth, 64);
+    U(t->level, UINT16_MAX);
+    U(t->refs, UINT16_MAX);
+    U(t->interlaced, 1);
     U(t->rotation, 270);
     io_ratio(io, &t->sar);
     io_ratio(io, &t->frame_rate);
