@@ -137,78 +137,14 @@ enum status codec_encoder_open(const struct media_rendition *r, AVCodecContext *
     return s;
 }
 
-// ---- NAL units (H.264 Annex B) ----
-
-enum { NAL_SEI = 6, NAL_SPS = 7, NAL_PPS = 8, NAL_AUD = 9 };
-
-// The next unit after a start code at or after p: its bytes and length; NULL at the end.
-static const uint8_t *next_nal(const uint8_t *p, const uint8_t *end, size_t *ret_len)
+bool codec_put_sample(struct buf *b, enum media_codec codec, const uint8_t *p, size_t n)
 {
-    while (end - p >= 4 && !(p[0] == 0 && p[1] == 0 && p[2] == 1))
-        p++;
-    if (end - p < 4)
-        return NULL;
-    const uint8_t *nal = p += 3;
-    while (end - p >= 3 && !(p[0] == 0 && p[1] == 0 && p[2] <= 1))
-        p++;
-    if (end - p < 3)
-        p = end;
-    while (p > nal && p[-1] == 0) // trailing zeros belong to no unit
-        p--;
-    *ret_len = (size_t)(p - nal);
-    return nal;
+    struct codec_nals w;
+    codec_nals_init(&w, codec, 0, p, n);
+    return codec_put_nals(b, &w, false);
 }
 
-bool codec_put_nals(struct buf *b, const uint8_t *p, size_t n)
-{
-    const uint8_t *end = p + n, *nal;
-    size_t len;
-    while ((nal = next_nal(p, end, &len))) {
-        p = nal + len;
-        unsigned type = len ? nal[0] & 31 : 0;
-        if (len == 0 || (type >= NAL_SEI && type <= NAL_AUD))
-            continue;
-        buf_put_be32(b, (uint32_t)len);
-        buf_append(b, nal, len);
-    }
-    return !b->failed;
-}
-
-// AVCDecoderConfigurationRecord (14496-15, 5.3.3.1.2) for one SPS and one PPS, 4:2:0, 8 bits.
-static enum status put_avcc(struct buf *b, const uint8_t *p, size_t n, struct err *err)
-{
-    const uint8_t *sps = NULL, *pps = NULL, *end = p + n, *nal;
-    size_t sps_len = 0, pps_len = 0, len;
-    while ((nal = next_nal(p, end, &len))) {
-        p = nal + len;
-        unsigned type = len ? nal[0] & 31 : 0;
-        if (type == NAL_SPS && !sps) {
-            sps = nal;
-            sps_len = len;
-        } else if (type == NAL_PPS && !pps) {
-            pps = nal;
-            pps_len = len;
-        }
-    }
-    if (!sps || !pps || sps_len < 4 || sps_len > 512 || pps_len > 512)
-        return err_set(err, STATUS_INTERNAL, "encoder gave no usable parameter sets");
-    buf_put_u8(b, 1);
-    buf_append(b, sps + 1, 3);
-    buf_put_u8(b, 0xff); // 4-byte lengths
-    buf_put_u8(b, 0xe1); // one SPS
-    buf_put_be16(b, (uint16_t)sps_len);
-    buf_append(b, sps, sps_len);
-    buf_put_u8(b, 1);
-    buf_put_be16(b, (uint16_t)pps_len);
-    buf_append(b, pps, pps_len);
-    if (sps[1] >= 100) {
-        buf_put_u8(b, 0xfd); // 4:2:0
-        buf_put_u8(b, 0xf8);
-        buf_put_u8(b, 0xf8);
-        buf_put_u8(b, 0);
-    }
-    return STATUS_OK;
-}
+// ---- decoder configurations ----
 
 // OpusSpecificBox from an OpusHead packet: the same fields, big-endian.
 static enum status put_dops(struct buf *b, const uint8_t *p, size_t n, struct err *err)
@@ -231,8 +167,10 @@ enum status codec_encoder_config(const AVCodecContext *enc, enum media_codec cod
     const uint8_t *p = enc->extradata;
     size_t n = enc->extradata_size > 0 ? (size_t)enc->extradata_size : 0;
     enum status s = STATUS_OK;
-    if (codec == MEDIA_CODEC_H264)
-        s = put_avcc(ret, p, n, err);
+    if (codec == MEDIA_CODEC_H264 || codec == MEDIA_CODEC_HEVC)
+        s = codec_put_record(ret, codec, 8, p, n, NULL, err) == STATUS_OK
+                ? STATUS_OK
+                : err_set(err, STATUS_INTERNAL, "encoder gave no usable parameter sets");
     else if (codec == MEDIA_CODEC_OPUS)
         s = put_dops(ret, p, n, err);
     else if (n < 2)
@@ -299,8 +237,8 @@ static void name_codec(struct media_rendition *r, const struct buf *config)
 {
     switch (r->codec) {
     case MEDIA_CODEC_H264:
-        snprintf(r->codecs, sizeof(r->codecs), "avc1.%02x%02x%02x", config->data[1],
-                 config->data[2], config->data[3]);
+    case MEDIA_CODEC_HEVC:
+        codec_name_record(r->codec, config->data, r->codecs, sizeof(r->codecs));
         break;
     case MEDIA_CODEC_AAC:
         str_copy(r->codecs, sizeof(r->codecs), "mp4a.40.2");
@@ -311,7 +249,6 @@ static void name_codec(struct media_rendition *r, const struct buf *config)
     case MEDIA_CODEC_FLAC:
         str_copy(r->codecs, sizeof(r->codecs), "fLaC");
         break;
-    case MEDIA_CODEC_HEVC:
     case MEDIA_CODEC_AV1:
     case MEDIA_CODEC_VP9:
     case MEDIA_CODEC_NONE:

@@ -53,8 +53,41 @@ enum status codec_encoder_config(const AVCodecContext *enc, enum media_codec cod
 // That an opened encoder makes what the plan's init segment says.
 enum status codec_encoder_matches(const AVCodecContext *enc, const struct media_plan *p,
                                   size_t rendition, struct err *err) MUST_CHECK;
-// Annex B to length-prefixed NAL units, without SEI, delimiters and parameter sets. Appends.
-bool codec_put_nals(struct buf *b, const uint8_t *p, size_t n);
+// An encoder's packet in the form of a sample. Appends; false: the buffer is full.
+bool codec_put_sample(struct buf *b, enum media_codec codec, const uint8_t *p, size_t n);
+
+// ---- nal.c: NAL units of H.264 and HEVC ----
+struct codec_nal {
+    const uint8_t *p;
+    size_t n;
+    unsigned type;
+};
+struct codec_nals { // a walk over the units of a packet
+    enum media_codec codec;
+    unsigned length_size; // bytes of the lengths before units; 0: start codes (Annex B)
+    const uint8_t *p, *end;
+    bool damaged; // a length goes past the end
+};
+void codec_nals_init(struct codec_nals *w, enum media_codec codec, unsigned length_size,
+                     const void *bytes, size_t n);
+bool codec_nals_next(struct codec_nals *w, struct codec_nal *ret);
+bool codec_nal_is_set(enum media_codec codec, unsigned type);    // a parameter set
+bool codec_nal_is_entry(enum media_codec codec, unsigned type);  // decoding can begin at it
+bool codec_nal_is_remark(enum media_codec codec, unsigned type); // SEI
+// Append the units with 4-byte lengths, without delimiters and parameter sets, and without SEI
+// unless `remarks`. False: damaged, or the buffer is full.
+bool codec_put_nals(struct buf *b, struct codec_nals *w, bool remarks);
+// The decoder configuration record (avcC, hvcC) of a 4:2:0 stream, from extradata of either form;
+// ret_length_size (may be NULL): of the stream's packets, 0 for start codes.
+// errors: INVALID_ARGUMENT when there are no parameter sets; RESOURCE_EXHAUSTED
+enum status codec_put_record(struct buf *b, enum media_codec codec, unsigned bit_depth,
+                             const uint8_t *extradata, size_t n, unsigned *ret_length_size,
+                             struct err *err) MUST_CHECK;
+// Whether a record of ours holds exactly that parameter set.
+bool codec_record_has(const uint8_t *record, size_t n, enum media_codec codec,
+                      const struct codec_nal *set);
+// RFC 6381 name by a record: "avc1.64001f", "hvc1.1.6.L93.90".
+void codec_name_record(enum media_codec codec, const uint8_t *record, char *ret, size_t size);
 
 // ---- picture.c: from decoded frames to a rung's picture ----
 int codec_frame_matrix(const AVFrame *f); // swscale's number of its colour matrix

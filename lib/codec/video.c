@@ -107,7 +107,8 @@ static enum status lane_collect(struct lane *l, struct err *err)
     while ((r = avcodec_receive_packet(l->enc, pkt)) >= 0) {
         size_t at = l->data.len;
         bool sane = l->n_notes < l->n_frames && pkt->pts >= 0 && pkt->pts < l->n_frames;
-        if (!sane || !codec_put_nals(&l->data, pkt->data, (size_t)pkt->size)) {
+        if (!sane || !codec_put_sample(&l->data, l->job->plan->renditions[l->rendition].codec,
+                                       pkt->data, (size_t)pkt->size)) {
             av_packet_unref(pkt);
             return err_set(err, sane ? STATUS_RESOURCE_EXHAUSTED : STATUS_INTERNAL,
                            sane ? "encode: out of memory" : "encode: a picture that was not given");
