@@ -264,7 +264,7 @@ static enum status make_init(struct media_rendition *r, const struct buf *config
                                    .timescale = r->timescale,
                                    .width = video ? r->width : 0,
                                    .height = video ? r->height : 0,
-                                   .channels = video ? 0 : 2,
+                                   .channels = video ? 0 : r->channels,
                                    .sample_rate = video ? 0 : MEDIA_AUDIO_RATE,
                                    .priming = r->priming,
                                    .bitrate_bps = r->bitrate_bps,

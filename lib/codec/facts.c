@@ -64,7 +64,7 @@ void codec_display_size(const AVStream *st, uint32_t *ret_w, uint32_t *ret_h)
 }
 
 // Text from outside: valid UTF-8 without control characters, or nothing.
-static void copy_text(char *dst, size_t size, const char *src)
+void codec_copy_text(char *dst, size_t size, const char *src)
 {
     dst[0] = '\0';
     if (!src || !str_is_utf8(src, strlen(src)))
@@ -124,9 +124,15 @@ static void track_facts(const AVStream *st, struct media_track *t)
     const AVCodecParameters *par = st->codecpar;
     t->type = track_type(st);
     t->index = (uint16_t)st->index;
-    copy_text(t->codec, sizeof(t->codec), avcodec_get_name(par->codec_id));
-    copy_text(t->language, sizeof(t->language), tag(st->metadata, "language"));
-    copy_text(t->profile, sizeof(t->profile), avcodec_profile_name(par->codec_id, par->profile));
+    codec_copy_text(t->codec, sizeof(t->codec), avcodec_get_name(par->codec_id));
+    codec_copy_text(t->language, sizeof(t->language), tag(st->metadata, "language"));
+    codec_copy_text(t->title, sizeof(t->title), tag(st->metadata, "title"));
+    t->is_default = (st->disposition & AV_DISPOSITION_DEFAULT) != 0;
+    t->is_forced = (st->disposition & AV_DISPOSITION_FORCED) != 0;
+    t->is_commentary = (st->disposition & AV_DISPOSITION_COMMENT) != 0;
+    t->is_hearing_impaired = (st->disposition & AV_DISPOSITION_HEARING_IMPAIRED) != 0;
+    codec_copy_text(t->profile, sizeof(t->profile),
+                    avcodec_profile_name(par->codec_id, par->profile));
     bool sane = par->width >= 0 && par->height >= 0 && par->width <= MEDIA_MAX_SIDE_PX &&
                 par->height <= MEDIA_MAX_SIDE_PX &&
                 (int64_t)par->width * par->height <= MEDIA_MAX_PIXELS;
@@ -200,7 +206,5 @@ void codec_facts(const struct codec_input *in, struct media_source *s)
     container_facts(in, s, has_video);
     s->streamable = is_streamable(in);
     s->bitrate_bps = at_least_0(in->fmt->bit_rate);
-    copy_text(s->title, sizeof(s->title), tag(in->fmt->metadata, "title"));
-    copy_text(s->artist, sizeof(s->artist), tag(in->fmt->metadata, "artist"));
-    copy_text(s->album, sizeof(s->album), tag(in->fmt->metadata, "album"));
+    codec_tags(in, s);
 }

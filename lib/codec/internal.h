@@ -107,6 +107,9 @@ void codec_display_size(const AVStream *st, uint32_t *ret_w, uint32_t *ret_h);
 void codec_facts(const struct codec_input *in, struct media_source *s);
 
 // ---- video.c, audio.c ----
+// Text from outside: valid UTF-8 without control characters, or nothing. src may be NULL.
+void codec_copy_text(char *dst, size_t size, const char *src);
+void codec_tags(const struct codec_input *in, struct media_source *s); // tags.c
 enum status codec_encode_video(struct codec_input *in, const struct media_plan *plan,
                                const struct media_task *task, const struct codec_sink *sink,
                                struct err *err) MUST_CHECK;

@@ -16,6 +16,7 @@
 #define MEDIA_VIDEO_TRACK 1
 #define MEDIA_AUDIO_TRACK 2
 #define MEDIA_MAX_SEGMENT_BYTES (64 << 20)
+#define MEDIA_FLAC_STREAMINFO 34 // bytes
 
 struct media_track_config {
     enum media_codec codec;
@@ -24,7 +25,8 @@ struct media_track_config {
     uint32_t channels, sample_rate; // audio
     uint32_t priming;               // audio: edit list media_time
     uint32_t bitrate_bps;
-    const uint8_t *config; // avcC body, AudioSpecificConfig, or dOps body
+    const uint8_t *config; // avcC, hvcC, av1C body, vpcC body with version; AudioSpecificConfig,
+                           // dOps body, STREAMINFO
     size_t config_len;
 };
 enum status media_cmaf_init(const struct media_track_config *c, struct buf *ret,

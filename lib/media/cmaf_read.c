@@ -162,7 +162,8 @@ enum status media_cmaf_check(const struct media_plan *p, size_t rendition, size_
     if (f.n_samples != samples || f.duration != duration)
         BAD("%s/%zu has %u samples lasting %lld, the plan says %u and %lld", r->id, segment,
             f.n_samples, (long long)f.duration, samples, (long long)duration);
-    if (!f.first_is_sync || (video && f.n_sync != 1))
+    // A source may have several keyframes in a segment.
+    if (!f.first_is_sync || (video && !r->copy && f.n_sync != 1))
         BAD("%s/%zu has %u sync samples, not the first alone", r->id, segment, f.n_sync);
     if (video && -(int64_t)f.min_cts > r->cts_shift)
         BAD("%s/%zu has an offset of %d, the plan allows -%u", r->id, segment, (int)f.min_cts,
@@ -210,15 +211,18 @@ static bool find_config(const struct media_rendition *r, struct media_track_conf
     if (!find_path(r->init, r->init_len, path, N_ELEMENTS(path), &stsd))
         return false;
     (void)reader_bytes(&stsd, 8);
-    bool video = r->codec == MEDIA_CODEC_H264, aac = r->codec == MEDIA_CODEC_AAC;
-    uint32_t type = video ? BOX('a', 'v', 'c', '1')
-                    : aac ? BOX('m', 'p', '4', 'a')
-                          : BOX('O', 'p', 'u', 's');
+    bool video = media_codec_is_video(r->codec), aac = r->codec == MEDIA_CODEC_AAC;
+    bool flac = r->codec == MEDIA_CODEC_FLAC;
+    uint32_t type = video  ? cmaf_video_entry(r->codec)
+                    : aac  ? BOX('m', 'p', '4', 'a')
+                    : flac ? BOX('f', 'L', 'a', 'C')
+                           : BOX('O', 'p', 'u', 's');
     if (!enter(&stsd, type, &entry) || !reader_bytes(&entry, video ? 78 : 28))
         return false;
-    uint32_t inner = video ? BOX('a', 'v', 'c', 'C')
-                     : aac ? BOX('e', 's', 'd', 's')
-                           : BOX('d', 'O', 'p', 's');
+    uint32_t inner = video  ? cmaf_video_config(r->codec)
+                     : aac  ? BOX('e', 's', 'd', 's')
+                     : flac ? BOX('d', 'f', 'L', 'a')
+                            : BOX('d', 'O', 'p', 's');
     if (!enter(&entry, inner, &body))
         return false;
     size_t n = reader_left(&body);
@@ -226,6 +230,11 @@ static bool find_config(const struct media_rendition *r, struct media_track_conf
         if (!reader_bytes(&body, 4 + 2 + 3 + 2 + 13 + 1))
             return false;
         n = reader_u8(&body);
+    }
+    if (flac) { // after version, flags and the block's header
+        if (!reader_bytes(&body, 4 + 4))
+            return false;
+        n = reader_left(&body);
     }
     c->config = reader_bytes(&body, n);
     c->config_len = n;
@@ -242,7 +251,7 @@ enum status media_cmaf_init_config(const struct media_plan *p, size_t rendition,
         .timescale = r->timescale,
         .width = video ? r->width : 0,
         .height = video ? r->height : 0,
-        .channels = video ? 0 : 2,
+        .channels = video ? 0 : r->channels,
         .sample_rate = video ? 0 : MEDIA_AUDIO_RATE,
         .priming = r->priming,
         .bitrate_bps = r->bitrate_bps,

@@ -140,9 +140,29 @@ static void put_dinf(struct buf *b)
     cmaf_end(b, at);
 }
 
-static void put_avc1(struct buf *b, const struct media_track_config *c)
+// Parameter sets are in the sample entry alone, so hvc1 and not hev1.
+static const struct {
+    uint32_t entry, config;
+} video_codes[MEDIA_N_CODECS] = {
+    [MEDIA_CODEC_H264] = {BOX('a', 'v', 'c', '1'), BOX('a', 'v', 'c', 'C')},
+    [MEDIA_CODEC_HEVC] = {BOX('h', 'v', 'c', '1'), BOX('h', 'v', 'c', 'C')},
+    [MEDIA_CODEC_AV1] = {BOX('a', 'v', '0', '1'), BOX('a', 'v', '1', 'C')},
+    [MEDIA_CODEC_VP9] = {BOX('v', 'p', '0', '9'), BOX('v', 'p', 'c', 'C')},
+};
+
+uint32_t cmaf_video_entry(enum media_codec codec)
 {
-    size_t at = cmaf_begin(b, BOX('a', 'v', 'c', '1'));
+    return video_codes[codec].entry;
+}
+
+uint32_t cmaf_video_config(enum media_codec codec)
+{
+    return video_codes[codec].config;
+}
+
+static void put_picture(struct buf *b, const struct media_track_config *c)
+{
+    size_t at = cmaf_begin(b, cmaf_video_entry(c->codec));
     put_zeros(b, 6);
     buf_put_be16(b, 1); // data reference
     put_zeros(b, 16);
@@ -155,9 +175,9 @@ static void put_avc1(struct buf *b, const struct media_track_config *c)
     put_zeros(b, 32);
     buf_put_be16(b, 0x18);
     buf_put_be16(b, 0xffff);
-    size_t avcc = cmaf_begin(b, BOX('a', 'v', 'c', 'C'));
+    size_t config = cmaf_begin(b, cmaf_video_config(c->codec));
     buf_append(b, c->config, c->config_len);
-    cmaf_end(b, avcc);
+    cmaf_end(b, config);
     size_t pasp = cmaf_begin(b, BOX('p', 'a', 's', 'p'));
     buf_put_be32(b, 1);
     buf_put_be32(b, 1);
@@ -190,19 +210,33 @@ static void put_esds(struct buf *b, const struct media_track_config *c)
     cmaf_end(b, at);
 }
 
+// Bits of a sample that STREAMINFO tells (RFC 9639, 8.2).
+static uint16_t flac_bits(const struct media_track_config *c)
+{
+    return c->config_len < 14 ? 16
+                              : (uint16_t)(((c->config[12] & 1) << 4 | c->config[13] >> 4) + 1);
+}
+
 static void put_sound(struct buf *b, const struct media_track_config *c)
 {
-    bool aac = c->codec == MEDIA_CODEC_AAC;
-    size_t at = cmaf_begin(b, aac ? BOX('m', 'p', '4', 'a') : BOX('O', 'p', 'u', 's'));
+    bool aac = c->codec == MEDIA_CODEC_AAC, flac = c->codec == MEDIA_CODEC_FLAC;
+    size_t at = cmaf_begin(b, aac    ? BOX('m', 'p', '4', 'a')
+                              : flac ? BOX('f', 'L', 'a', 'C')
+                                     : BOX('O', 'p', 'u', 's'));
     put_zeros(b, 6);
     buf_put_be16(b, 1);
     put_zeros(b, 8);
     buf_put_be16(b, (uint16_t)c->channels);
-    buf_put_be16(b, 16);
+    buf_put_be16(b, flac ? flac_bits(c) : 16);
     put_zeros(b, 4);
     buf_put_be32(b, c->sample_rate << 16);
     if (aac) {
         put_esds(b, c);
+    } else if (flac) { // one metadata block, STREAMINFO, the last
+        size_t dfla = cmaf_begin_full(b, BOX('d', 'f', 'L', 'a'), 0, 0);
+        buf_put_be32(b, 0x80000000U | (uint32_t)c->config_len);
+        buf_append(b, c->config, c->config_len);
+        cmaf_end(b, dfla);
     } else {
         size_t dops = cmaf_begin(b, BOX('d', 'O', 'p', 's'));
         buf_append(b, c->config, c->config_len);
@@ -219,7 +253,7 @@ static void put_stbl(struct buf *b, const struct media_track_config *c)
     size_t stsd = cmaf_begin_full(b, BOX('s', 't', 's', 'd'), 0, 0);
     buf_put_be32(b, 1);
     if (cmaf_is_video(c))
-        put_avc1(b, c);
+        put_picture(b, c);
     else
         put_sound(b, c);
     cmaf_end(b, stsd);
@@ -287,8 +321,11 @@ static bool config_is_sound(const struct media_track_config *c)
     if (cmaf_is_video(c))
         return c->config_len <= 2048 && c->width <= MEDIA_MAX_SIDE_PX &&
                c->height <= MEDIA_MAX_SIDE_PX && c->width && c->height;
-    return (c->codec == MEDIA_CODEC_AAC || c->codec == MEDIA_CODEC_OPUS) && c->config_len <= 64 &&
-           c->channels >= 1 && c->channels <= 8 && c->sample_rate <= UINT16_MAX;
+    bool fits =
+        c->codec == MEDIA_CODEC_FLAC
+            ? c->config_len == MEDIA_FLAC_STREAMINFO
+            : (c->codec == MEDIA_CODEC_AAC || c->codec == MEDIA_CODEC_OPUS) && c->config_len <= 64;
+    return fits && c->channels >= 1 && c->channels <= 8 && c->sample_rate <= UINT16_MAX;
 }
 
 enum status media_cmaf_init(const struct media_track_config *c, struct buf *ret, struct err *err)

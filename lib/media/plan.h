@@ -131,6 +131,8 @@ struct media_source {
     int64_t video_zero;       // chosen video stream's ticks that are time 0 of the video grid
     int64_t timeline_zero_us; // source time that is timeline 0 (container start time after edits)
     char title[128], artist[128], album[128]; // tags, may be empty; UTF-8
+    char album_artist[128], genre[64], date[32];
+    uint16_t track_number, n_album_tracks, disc_number, n_discs; // of an album; 0 unknown
     size_t n_tracks;
     struct media_track tracks[MEDIA_MAX_TRACKS];
 };
@@ -182,7 +184,8 @@ struct media_rendition {
     uint32_t bitrate_bps;             // audio: rate; video: expected mean
     uint32_t maxrate_bps;             // video: cap over 1 s
     uint32_t bandwidth_bps;           // peak for playlists, overhead included
-    uint8_t crf, profile, level;      // H.264: CRF, profile_idc, level_idc
+    // H.264: CRF, profile_idc, level_idc. FLAC: profile is the bits of a sample, 16 or 24
+    uint8_t crf, profile, level;
     uint8_t color[3]; // video: primaries, transfer, matrix (ITU-T H.273 numbers); 2: not specified
     uint8_t scale_from; // rendition that it is scaled from; MEDIA_FROM_SOURCE
     char recipe[384];   // everything that shapes the bytes, as text

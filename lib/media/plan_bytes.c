@@ -164,6 +164,13 @@ static void io_source(struct io *io, struct media_source *s)
     io_text(io, s->title, sizeof(s->title));
     io_text(io, s->artist, sizeof(s->artist));
     io_text(io, s->album, sizeof(s->album));
+    io_text(io, s->album_artist, sizeof(s->album_artist));
+    io_text(io, s->genre, sizeof(s->genre));
+    io_text(io, s->date, sizeof(s->date));
+    U(s->track_number, UINT16_MAX);
+    U(s->n_album_tracks, UINT16_MAX);
+    U(s->disc_number, UINT16_MAX);
+    U(s->n_discs, UINT16_MAX);
     U(s->n_tracks, MEDIA_MAX_TRACKS);
     for (size_t i = 0; i < s->n_tracks && !io->bad; i++)
         io_track(io, &s->tracks[i]);
