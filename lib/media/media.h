@@ -9,4 +9,6 @@
 #include "media/playlist.h"
 #include "media/sniff.h"
 #include "media/task.h"
+#include "media/texts.h"
 #include "media/time.h"
+#include "media/webvtt.h"

@@ -436,6 +436,10 @@ static void make_others(void)
     put_text("token", "raw", 0, "v4.public.AAAA.eyJraWQiOiJrNC5waWQuIn0");
     put_text("media", "plan", 0, "CPLN\1");
     put_text("media", "sniff", 3, "....ftypisom....mp41");
+    put_text("webvtt", "text", 0,
+             " align:start line:10% region:abcdefg<v Ann>a &amp; <b>b\n\n</i> --> c");
+    put_text("webvtt", "ass", 1, "\4    {\\an8\\i1}top\\Nline{\\r} {\\pos(1.5,2)}x{\\p1}m 0 0");
+    put_text("webvtt", "file", 2, "WEBVTT\n\n00:00:01.000 --> 00:00:02.000 line:5%\n<i>x</i>\n");
     struct media_task t = {.kind = MEDIA_TASK_PROBE, .threads = 2, .source_size = 1 << 20};
     struct err err = ERR_INIT;
     struct buf b;
