@@ -32,3 +32,6 @@ struct cmaf_track {
 void cmaf_put_header(struct buf *b, const struct cmaf_track *tracks, size_t n);
 uint32_t cmaf_track_id(const struct media_track_config *c);
 bool cmaf_is_video(const struct media_track_config *c);
+// Four-character codes of a video codec's sample entry and of the configuration box in it.
+uint32_t cmaf_video_entry(enum media_codec codec);
+uint32_t cmaf_video_config(enum media_codec codec);
