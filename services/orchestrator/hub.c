@@ -235,7 +235,7 @@ static void mark(struct list *head, enum hub_topic topic, const char *item)
     list_for_each(it, head)
     {
         struct waiter *w = list_entry(it, struct waiter, link);
-        if (w->topic == topic && (!item || str_eq(w->item, item)))
+        if (w->topic == HUB_ANY || (w->topic == topic && (!item || str_eq(w->item, item))))
             w->due = true;
     }
 }

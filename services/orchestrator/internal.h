@@ -7,6 +7,8 @@
 #include <stdint.h>
 
 #include "cauce/common.pb-c.h"
+#include "cauce/orchestrator.pb-c.h"
+#include "cauce/transcode.pb-c.h"
 #include "google/protobuf/timestamp.pb-c.h"
 
 #include "base/arena.h"
@@ -22,6 +24,7 @@
 #define ORCH_SCHEMA "orchestrator"
 #define ORCH_DIGEST_SIZE 32
 #define ORCH_TASK_CHANNEL "orchestrator_task" // something may be leased
+#define ORCH_LOST_CHANNEL "orchestrator_lost" // leases were taken away from whoever held them
 #define ORCH_ITEM_CHANNEL "orchestrator_item" // payload: the item that changed
 
 #define ORCH_LEASE_MS 15000
@@ -31,7 +34,18 @@
 #define ORCH_SYNC_MAX_US (INT64_C(10) * 1000000) // inputs that Commit may wait for
 #define ORCH_SYNC_WAIT_MS 60000
 #define ORCH_MAX_RENDITIONS_TEXT 1024 // "v720,v480"
-#define ORCH_MAX_WAIT_MS 30000        // of Lease and Locate
+#define ORCH_MAX_WAIT_MS 30000        // of Lease, Locate, Renew and Drain
+
+#define ORCH_WORKER_GONE_AFTER "45 seconds" // a poll lasts at most 30
+// How far the row t of orchestrator.task is, 0..1: leased ones count what their stage is worth.
+#define ORCH_TASK_PROGRESS                                                                         \
+    "CASE WHEN t.state = 'done' THEN 1 WHEN t.state <> 'leased' THEN 0 "                           \
+    "WHEN t.stage = 'encode' THEN 0.1 + 0.8 * t.progress "                                         \
+    "WHEN t.stage = 'store' THEN 0.9 + 0.1 * t.progress ELSE 0 END"
+// The row w of orchestrator.worker may be given tasks and would come for them.
+#define ORCH_WORKER_SERVES                                                                         \
+    "w.last_seen > now() - interval '" ORCH_WORKER_GONE_AFTER "' AND NOT w.cordoned "              \
+    "AND w.quarantined_until <= now()"
 
 enum orch_priority {
     ORCH_PRIO_REST = 100,
@@ -97,6 +111,7 @@ enum status uploads_serve(struct orch *o, struct rpc_server *s, struct err *err)
 enum status work_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
 enum status playback_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
 enum status jobs_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
+enum status admin_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
 
 // Timestamp of microseconds since the epoch, as the queries give them; NULL for 0 or out of memory.
 Google__Protobuf__Timestamp *orch_timestamp(struct arena *a, int64_t us);
@@ -109,6 +124,34 @@ int64_t orch_page_size(const Common__Page *p);      // p may be NULL
 const char *orch_page_after(const Common__Page *p); // id to go on from; "" at the beginning
 struct rpc_client *orch_origin(struct orch *o, const char *node_id, struct err *err);
 const struct svc_node *orch_origin_node(const struct orch *o, const char *node_id); // or NULL
+
+// ---- leases that were taken away (leases.c) ----
+// Ends a deferred Work.Renew: at once when a lease of the request is lost, else after wait_ms.
+enum status leases_watch(struct rpc_call *call, const Transcode__RenewRequest *req,
+                         struct err *err) MUST_CHECK;
+
+// ---- jobs for people (jobs.c, steer.c, watch.c, why.c) ----
+// By the job's id or the item's; only what the caller may see. Strings belong to the arena.
+// errors  NOT_FOUND
+enum status jobs_find(struct rpc_call *call, struct arena *a, const char *id,
+                      Orchestrator__JobInfo *ret, struct err *err) MUST_CHECK;
+// Tasks in order; active: those that are leased or wait for a retry.
+enum status jobs_fill_tasks(struct orch *o, struct arena *a, bool active,
+                            Orchestrator__JobInfo *ret, struct err *err) MUST_CHECK;
+// Leased tasks of a job that ends here lose their leases; the item fails with that reason. Nothing
+// happens to a job that has ended.
+enum status job_cancel(struct db *db, const char *job, const char *reason,
+                       struct err *err) MUST_CHECK;
+enum status job_set_paused(struct db *db, const char *job, bool paused, struct err *err) MUST_CHECK;
+// priority  -1000..1000; kept for tasks that come later
+enum status job_set_priority(struct db *db, const char *job, int32_t priority,
+                             struct err *err) MUST_CHECK;
+enum status job_watch(struct rpc_call *call, const Orchestrator__GetJobRequest *req,
+                      struct err *err) MUST_CHECK;
+enum status job_why(struct rpc_call *call, const Orchestrator__GetJobRequest *req,
+                    Orchestrator__WhyReply *ret, struct err *err) MUST_CHECK;
+enum status queue_depths(struct rpc_call *call, const Orchestrator__QueueRequest *req,
+                         Orchestrator__QueueReply *ret, struct err *err) MUST_CHECK; // admin.c
 
 // ---- commit of uploads (commit.c) ----
 // Take an upload in state committing to the end: origin Finish, store Create, item + job + probe
@@ -299,7 +342,8 @@ void backends_report(struct backends *b, const char *node_id, enum status s);
 enum status backends_check(struct backends *b, const char *node_id, struct err *err) MUST_CHECK;
 
 // ---- those who wait without a thread (hub.c) ----
-enum hub_topic { HUB_TASKS, HUB_ITEM };
+// HUB_LEASES: some were taken away. HUB_ANY: whatever anybody is woken for.
+enum hub_topic { HUB_TASKS, HUB_ITEM, HUB_LEASES, HUB_ANY };
 enum hub_why { HUB_EVENT, HUB_TIMEOUT, HUB_CANCELLED, HUB_STOPPING };
 // Runs on a pool thread, never twice at once. True: answered, the waiter is gone. For anything but
 // HUB_EVENT it must answer, and is gone whatever it returns.

@@ -1,14 +1,16 @@
-// Job.*, WorkerAdmin.*, Backend.*: what people see of the work.
+// Job.* (with watch.c and why.c), Backend.*: what people see of the work.
 #include "orchestrator/internal.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "cauce/orchestrator.rpc.h"
 
 #include "base/str.h"
 
-#define WORKER_GONE_AFTER "45 seconds" // a poll lasts at most 30
 #define MAX_BACKENDS 256
+#define MAX_REASON 400 // of a cancellation, bytes
+#define MAX_PRIORITY 1000
 
 static enum status no_memory(struct err *err)
 {
@@ -16,24 +18,19 @@ static enum status no_memory(struct err *err)
 }
 
 // How far a job is: done tasks, and of leased ones what their stage is worth.
+// clang-format off
 #define JOB_SQL                                                                                    \
     "SELECT * FROM (SELECT j.id, j.item, i.title,"                                                 \
     "  CASE WHEN j.state = 'queued' AND n.touched THEN 'running' ELSE j.state END AS state,"       \
-    "  j.reason, n.tasks, n.done, n.progress, " ORCH_US(                                           \
-        "j.created") " AS created,"                                                                \
-                     "  " ORCH_US("j.playable") " AS playable, " ORCH_US(                          \
-                         "j.finished") " AS finished, j.owner "                                    \
-                                       "FROM orchestrator.job j JOIN orchestrator.item i ON i.id " \
-                                       "= j.item CROSS JOIN LATERAL ("                             \
-                                       "  SELECT count(*) AS tasks, count(*) FILTER (WHERE "       \
-                                       "t.state = 'done') AS done,"                                \
-                                       "    coalesce(bool_or(t.attempts > 0), false) AS touched,"  \
-                                       "    coalesce(avg(CASE WHEN t.state = 'done' THEN 1 WHEN "  \
-                                       "t.state <> 'leased' THEN 0"                                \
-                                       "      WHEN t.stage = 'encode' THEN 0.1 + 0.8 * t.progress" \
-                                       "      WHEN t.stage = 'store' THEN 0.9 + 0.1 * t.progress " \
-                                       "ELSE 0 END), 0) AS progress"                               \
-                                       "  FROM orchestrator.task t WHERE t.job = j.id) n) x "
+    "  j.reason, n.tasks, n.done, n.progress, " ORCH_US("j.created") " AS created,"                \
+    "  " ORCH_US("j.playable") " AS playable, " ORCH_US("j.finished") " AS finished, j.owner,"     \
+    "  j.priority, j.paused "                                                                      \
+    "FROM orchestrator.job j JOIN orchestrator.item i ON i.id = j.item CROSS JOIN LATERAL ("       \
+    "  SELECT count(*) AS tasks, count(*) FILTER (WHERE t.state = 'done') AS done,"                \
+    "    coalesce(bool_or(t.attempts > 0), false) AS touched,"                                     \
+    "    coalesce(avg(" ORCH_TASK_PROGRESS "), 0) AS progress"                                \
+    "  FROM orchestrator.task t WHERE t.job = j.id AND NOT t.demand) n) x "
+// clang-format on
 
 static enum status fill_job(struct arena *a, const struct db_result *r, size_t row,
                             Orchestrator__JobInfo *ret, struct err *err)
@@ -52,6 +49,8 @@ static enum status fill_job(struct arena *a, const struct db_result *r, size_t r
     ret->playable = orch_timestamp(a, db_i64(r, row, 9));
     ret->finished = orch_timestamp(a, db_i64(r, row, 10));
     ret->owner = orch_str(a, db_text(r, row, 11));
+    ret->priority = (int32_t)db_i64(r, row, 12);
+    ret->paused = db_bool(r, row, 13);
     return ret->created ? STATUS_OK : no_memory(err);
 }
 
@@ -95,16 +94,17 @@ static enum status list(struct rpc_call *call, const Orchestrator__ListJobsReque
 
 // ---------------------------------------------------------------- Get
 
-static enum status fill_tasks(struct orch *o, struct arena *a, Orchestrator__JobInfo *ret,
-                              struct err *err)
+enum status jobs_fill_tasks(struct orch *o, struct arena *a, bool active,
+                            Orchestrator__JobInfo *ret, struct err *err)
 {
     AUTO(db_result_free_p) struct db_result *r = NULL;
     enum status s = db_query(
         o->db,
         "SELECT id, kind, state, attempts, worker, stage, progress, renditions, first_segment,"
         "  n_segments, priority, seconds_fetch, seconds_encode, seconds_store, seconds_cpu, error "
-        "FROM orchestrator.task WHERE job = $1::uuid ORDER BY position",
-        DB_PARAMS(DB_TEXT(ret->job_id)), &r, err);
+        "FROM orchestrator.task WHERE job = $1::uuid"
+        "  AND (NOT $2::bool OR state IN ('leased', 'retry_wait')) ORDER BY position",
+        DB_PARAMS(DB_TEXT(ret->job_id), DB_BOOL(active)), &r, err);
     if (s != STATUS_OK)
         return s;
     size_t n = db_result_n_rows(r);
@@ -167,9 +167,8 @@ static enum status fill_outputs(struct orch *o, struct arena *a, Orchestrator__J
     return STATUS_OK;
 }
 
-// By the job's id or the item's; only what the caller may see.
-static enum status find_job(struct rpc_call *call, const char *id, Orchestrator__JobInfo *ret,
-                            struct err *err)
+enum status jobs_find(struct rpc_call *call, struct arena *a, const char *id,
+                      Orchestrator__JobInfo *ret, struct err *err)
 {
     struct orch *o = rpc_call_self(call);
     const struct rpc_user *user = rpc_call_user(call);
@@ -185,7 +184,7 @@ static enum status find_job(struct rpc_call *call, const char *id, Orchestrator_
         return s;
     if (db_result_n_rows(r) == 0)
         return err_set(err, STATUS_NOT_FOUND, "no job %s", id);
-    return fill_job(rpc_call_arena(call), r, 0, ret, err);
+    return fill_job(a, r, 0, ret, err);
 }
 
 static enum status get(struct rpc_call *call, const Orchestrator__GetJobRequest *req,
@@ -193,9 +192,9 @@ static enum status get(struct rpc_call *call, const Orchestrator__GetJobRequest 
 {
     struct orch *o = rpc_call_self(call);
     struct arena *a = rpc_call_arena(call);
-    enum status s = find_job(call, req->job_id, ret, err);
+    enum status s = jobs_find(call, a, req->job_id, ret, err);
     if (s == STATUS_OK)
-        s = fill_tasks(o, a, ret, err);
+        s = jobs_fill_tasks(o, a, false, ret, err);
     return s == STATUS_OK ? fill_outputs(o, a, ret, err) : s;
 }
 
@@ -205,8 +204,13 @@ static enum status retry(struct rpc_call *call, const Orchestrator__GetJobReques
     struct orch *o = rpc_call_self(call);
     Orchestrator__JobInfo now;
     orchestrator__job_info__init(&now);
-    enum status s = find_job(call, req->job_id, &now, err);
-    if (s == STATUS_OK && str_eq(now.state, "failed"))
+    enum status s = jobs_find(call, rpc_call_arena(call), req->job_id, &now, err);
+    bool failed = s == STATUS_OK && str_eq(now.state, "failed"),
+         cancelled = s == STATUS_OK && str_eq(now.state, "cancelled");
+    if (failed && !(rpc_call_user(call)->roles & ROLE_ADMIN))
+        return err_set(err, STATUS_PERMISSION_DENIED,
+                       "only an administrator tries a failed job again");
+    if (failed || cancelled)
         s = queue_retry(o->db, now.job_id, err);
     if (s != STATUS_OK)
         return s;
@@ -215,46 +219,74 @@ static enum status retry(struct rpc_call *call, const Orchestrator__GetJobReques
     return get(call, req, ret, err); // of a job that has not failed: how it is
 }
 
-// ---------------------------------------------------------------- workers, origins
+// ---------------------------------------------------------------- what people decide
 
-static enum status list_workers(struct rpc_call *call, const Orchestrator__ListWorkersRequest *req,
-                                Orchestrator__ListWorkersReply *ret, struct err *err)
+static enum status cancel(struct rpc_call *call, const Orchestrator__CancelJobRequest *req,
+                          Orchestrator__JobInfo *ret, struct err *err)
 {
-    (void)req;
     struct orch *o = rpc_call_self(call);
-    struct arena *a = rpc_call_arena(call);
-    AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s = db_query(
-        o->db,
-        "SELECT id, CASE WHEN last_seen < now() - interval '" WORKER_GONE_AFTER "' THEN 'gone'"
-        "  WHEN quarantined_until > now() THEN 'quarantined' ELSE 'up' END, slots,"
-        "  (SELECT count(*) FROM orchestrator.task t WHERE t.worker = w.id AND t.state = 'leased'),"
-        "  build, cpu_class, " ORCH_US(
-            "last_seen") ", done, failed "
-                         "FROM orchestrator.worker w ORDER BY id LIMIT 1000",
-        NULL, 0, &r, err);
+    if (strlen(req->reason) > MAX_REASON)
+        return rpc_call_bad_field(call, err, "reason", "more than %d bytes", MAX_REASON);
+    Orchestrator__JobInfo now;
+    orchestrator__job_info__init(&now);
+    enum status s = jobs_find(call, rpc_call_arena(call), req->job_id, &now, err);
     if (s != STATUS_OK)
         return s;
-    size_t n = db_result_n_rows(r);
-    ret->workers = arena_array(a, n + 1, sizeof ret->workers[0]);
-    for (size_t i = 0; i < n; i++) {
-        Orchestrator__WorkerInfo *w = arena_alloc(a, sizeof *w);
-        if (!ret->workers || !w)
-            return no_memory(err);
-        orchestrator__worker_info__init(w);
-        w->worker_id = orch_str(a, db_text(r, i, 0));
-        w->state = orch_str(a, db_text(r, i, 1));
-        w->slots = (int32_t)db_i64(r, i, 2);
-        w->busy = (int32_t)db_i64(r, i, 3);
-        w->build = orch_str(a, db_text(r, i, 4));
-        w->cpu_class = orch_str(a, db_text(r, i, 5));
-        w->last_seen = orch_timestamp(a, db_i64(r, i, 6));
-        w->done = db_i64(r, i, 7);
-        w->failed = db_i64(r, i, 8);
-        ret->workers[ret->n_workers++] = w;
-    }
-    return STATUS_OK;
+    const char *who = rpc_call_user(call)->name;
+    char reason[MAX_REASON + 64];
+    snprintf(reason, sizeof reason, "cancelled by %.40s%s%s", who, *req->reason ? ": " : "",
+             req->reason);
+    s = job_cancel(o->db, now.job_id, reason, err);
+    if (s != STATUS_OK)
+        return s;
+    log_info(rpc_call_log(call), "job_cancelled", F_STR("job", now.job_id), F_STR("by", who));
+    sweeper_kick(o->sweeper);
+    return jobs_find(call, rpc_call_arena(call), now.job_id, ret, err);
 }
+
+static enum status set_paused(struct rpc_call *call, const char *id, bool paused,
+                              Orchestrator__JobInfo *ret, struct err *err)
+{
+    struct orch *o = rpc_call_self(call);
+    Orchestrator__JobInfo now;
+    orchestrator__job_info__init(&now);
+    enum status s = jobs_find(call, rpc_call_arena(call), id, &now, err);
+    if (s == STATUS_OK)
+        s = job_set_paused(o->db, now.job_id, paused, err);
+    return s == STATUS_OK ? jobs_find(call, rpc_call_arena(call), now.job_id, ret, err) : s;
+}
+
+static enum status pause_job(struct rpc_call *call, const Orchestrator__GetJobRequest *req,
+                             Orchestrator__JobInfo *ret, struct err *err)
+{
+    return set_paused(call, req->job_id, true, ret, err);
+}
+
+static enum status resume(struct rpc_call *call, const Orchestrator__GetJobRequest *req,
+                          Orchestrator__JobInfo *ret, struct err *err)
+{
+    return set_paused(call, req->job_id, false, ret, err);
+}
+
+static enum status set_priority(struct rpc_call *call, const Orchestrator__SetPriorityRequest *req,
+                                Orchestrator__JobInfo *ret, struct err *err)
+{
+    struct orch *o = rpc_call_self(call);
+    if (req->priority < -MAX_PRIORITY || req->priority > MAX_PRIORITY)
+        return rpc_call_bad_field(call, err, "priority", "%d is not in -%d..%d", req->priority,
+                                  MAX_PRIORITY, MAX_PRIORITY);
+    if (req->priority > 0 && !(rpc_call_user(call)->roles & ROLE_ADMIN))
+        return err_set(err, STATUS_PERMISSION_DENIED,
+                       "only an administrator puts a job before those of others");
+    Orchestrator__JobInfo now;
+    orchestrator__job_info__init(&now);
+    enum status s = jobs_find(call, rpc_call_arena(call), req->job_id, &now, err);
+    if (s == STATUS_OK)
+        s = job_set_priority(o->db, now.job_id, req->priority, err);
+    return s == STATUS_OK ? jobs_find(call, rpc_call_arena(call), now.job_id, ret, err) : s;
+}
+
+// ---------------------------------------------------------------- origins
 
 static enum status list_backends(struct rpc_call *call,
                                  const Orchestrator__ListBackendsRequest *req,
@@ -286,11 +318,17 @@ static enum status list_backends(struct rpc_call *call,
 
 enum status jobs_serve(struct orch *o, struct rpc_server *s, struct err *err)
 {
-    static const struct orchestrator_job_handlers jobs = {.list = list, .get = get, .retry = retry};
-    static const struct orchestrator_worker_admin_handlers workers = {.list = list_workers};
+    static const struct orchestrator_job_handlers jobs = {.list = list,
+                                                          .get = get,
+                                                          .retry = retry,
+                                                          .cancel = cancel,
+                                                          .pause = pause_job,
+                                                          .resume = resume,
+                                                          .set_priority = set_priority,
+                                                          .watch = job_watch,
+                                                          .why = job_why,
+                                                          .queue = queue_depths};
     static const struct orchestrator_backend_handlers backends = {.list = list_backends};
     enum status st = orchestrator_job_serve(s, &jobs, o, err);
-    if (st == STATUS_OK)
-        st = orchestrator_worker_admin_serve(s, &workers, o, err);
     return st == STATUS_OK ? orchestrator_backend_serve(s, &backends, o, err) : st;
 }

@@ -72,6 +72,9 @@ static void on_notify(void *ud, const char *channel, const char *payload)
         items_changed(o->items, NULL);
         hub_wake(o->hub, HUB_TASKS, NULL);
         hub_wake(o->hub, HUB_ITEM, NULL);
+        hub_wake(o->hub, HUB_LEASES, NULL);
+    } else if (str_eq(channel, ORCH_LOST_CHANNEL)) {
+        hub_wake(o->hub, HUB_LEASES, NULL);
     } else if (str_eq(channel, ORCH_TASK_CHANNEL)) {
         hub_wake(o->hub, HUB_TASKS, NULL);
     } else {
@@ -83,9 +86,8 @@ static void on_notify(void *ud, const char *channel, const char *payload)
 
 enum status orch_new(const struct orch_env *env, struct orch **ret, struct err *err)
 {
-    static const char *const channels[] = {ORCH_TASK_CHANNEL, ORCH_ITEM_CHANNEL};
-    static const unsigned readers =
-        ROLE_NODE_ORCHESTRATOR | ROLE_NODE_STORE | ROLE_NODE_GATEWAY;
+    static const char *const channels[] = {ORCH_TASK_CHANNEL, ORCH_ITEM_CHANNEL, ORCH_LOST_CHANNEL};
+    static const unsigned readers = ROLE_NODE_ORCHESTRATOR | ROLE_NODE_STORE | ROLE_NODE_GATEWAY;
     static const struct event_topic topics[] = {
         {"upload", readers}, {"transcode", readers}, {"swarm", readers | ROLE_NODE_ORIGIN}};
     struct orch *o = mem_alloc(sizeof *o);
@@ -120,7 +122,7 @@ enum status orch_new(const struct orch_env *env, struct orch **ret, struct err *
 enum status orch_serve(struct orch *o, struct rpc_server *server, struct err *err)
 {
     static enum status (*const parts[])(struct orch *, struct rpc_server *, struct err *) = {
-        uploads_serve, work_serve, playback_serve, jobs_serve};
+        uploads_serve, work_serve, playback_serve, jobs_serve, admin_serve};
     enum status s = event_log_serve(o->events, server, err);
     for (size_t i = 0; s == STATUS_OK && i < N_ELEMENTS(parts); i++)
         s = parts[i](o, server, err);

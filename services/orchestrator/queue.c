@@ -52,11 +52,14 @@ enum status queue_claim(struct db *db, const char *worker, const char *away, str
         "WITH c AS ("
         "  SELECT id FROM orchestrator.task a"
         "  WHERE state = 'available' AND NOT EXISTS (SELECT FROM orchestrator.worker"
-        "    WHERE id = $1::text AND quarantined_until > now())"
+        "    WHERE id = $1::text AND (cordoned OR quarantined_until > now()))"
+        "  AND NOT EXISTS (SELECT FROM orchestrator.job j WHERE j.id = a.job AND j.paused)"
+        "  AND (avoid <> $1::text OR NOT EXISTS (SELECT FROM orchestrator.worker w"
+        "    WHERE w.id <> $1::text AND " ORCH_WORKER_SERVES "))"
         "  AND target <> ALL (string_to_array($3::text, ','))"
         "  AND (SELECT route FROM orchestrator.item i WHERE i.id = a.item)"
         "    <> ALL (string_to_array($3::text, ','))"
-        "  ORDER BY priority DESC, created, position LIMIT 1 FOR UPDATE SKIP LOCKED)"
+        "  ORDER BY rank DESC, created, position LIMIT 1 FOR UPDATE SKIP LOCKED)"
         "UPDATE orchestrator.task t SET state = 'leased', fence = t.fence + 1,"
         "  attempts = t.attempts + 1, worker = $1::text,"
         "  lease_until = now() + $2::bigint * interval '1 millisecond', stage = '', progress = 0 "
@@ -172,7 +175,7 @@ static enum status take_back_tx(struct db_conn *c, void *ud, struct err *err)
     enum status s = db_exec(c, sql, DB_PARAMS(DB_TEXT(r->worker)), &res, err);
     if (s == STATUS_OK && db_result_n_affected(res) > 0)
         s = queue_notify(c, ORCH_TASK_CHANNEL, "", err);
-    return s;
+    return s == STATUS_OK ? queue_notify(c, ORCH_LOST_CHANNEL, "", err) : s;
 }
 
 enum status queue_take_back(struct db *db, const char *worker, struct err *err)
@@ -306,11 +309,12 @@ enum status queue_fail_job(struct db_conn *c, const char *job, const char *reaso
                            struct err *err)
 {
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s = db_exec(c,
-                            "UPDATE orchestrator.job SET state = 'failed', reason = $2::text,"
-                            "  finished = now() WHERE id = $1::uuid AND state <> 'failed' "
-                            "RETURNING item, owner",
-                            DB_PARAMS(DB_TEXT(job), DB_TEXT(reason)), &r, err);
+    enum status s =
+        db_exec(c,
+                "UPDATE orchestrator.job SET state = 'failed', reason = $2::text,"
+                "  finished = now() WHERE id = $1::uuid AND state NOT IN ('failed', 'cancelled') "
+                "RETURNING item, owner",
+                DB_PARAMS(DB_TEXT(job), DB_TEXT(reason)), &r, err);
     if (s != STATUS_OK || db_result_n_rows(r) == 0)
         return s;
     const char *item = db_text(r, 0, 0);
@@ -318,6 +322,8 @@ enum status queue_fail_job(struct db_conn *c, const char *job, const char *reaso
                 "UPDATE orchestrator.task SET state = 'cancelled', lease_until = NULL "
                 "WHERE job = $1::uuid AND state NOT IN ('done', 'dead', 'cancelled')",
                 DB_PARAMS(DB_TEXT(job)), NULL, err);
+    if (s == STATUS_OK)
+        s = queue_notify(c, ORCH_LOST_CHANNEL, "", err);
     if (s == STATUS_OK)
         s = db_exec(c,
                     "UPDATE orchestrator.item SET state = 'failed', reason = $2::text,"
@@ -364,15 +370,22 @@ struct failure {
 
 static enum status count_failure(struct db_conn *c, const struct failure *f, struct err *err)
 {
-    return db_exec(c,
-                   "UPDATE orchestrator.worker SET failed = failed + 1, last_seen = now(),"
-                   "  failed_in_row = CASE WHEN $2::bool THEN failed_in_row ELSE failed_in_row + 1"
-                   "  END,"
-                   "  quarantined_until = CASE WHEN NOT $2::bool AND failed_in_row + 1"
-                   "    >= " QUARANTINE_AFTER " THEN now() + interval '" QUARANTINE_FOR "'"
-                   "    ELSE quarantined_until END "
-                   "WHERE id = $1::text",
-                   DB_PARAMS(DB_TEXT(f->worker), DB_BOOL(f->why == QUEUE_REJECTED)), NULL, err);
+    return db_exec(
+        c,
+        "UPDATE orchestrator.worker SET failed = failed + 1, last_seen = now(),"
+        "  last_error = $3::text,"
+        "  failed_in_row = CASE WHEN $2::bool THEN failed_in_row ELSE failed_in_row + 1"
+        "  END,"
+        "  quarantine_reason = CASE WHEN NOT $2::bool AND failed_in_row + 1"
+        "    >= " QUARANTINE_AFTER " THEN (failed_in_row + 1)"
+        "    || ' tasks in a row failed; the last one: ' || $3::text"
+        "    ELSE quarantine_reason END,"
+        "  quarantined_until = CASE WHEN NOT $2::bool AND failed_in_row + 1"
+        "    >= " QUARANTINE_AFTER " THEN now() + interval '" QUARANTINE_FOR "'"
+        "    ELSE quarantined_until END "
+        "WHERE id = $1::text",
+        DB_PARAMS(DB_TEXT(f->worker), DB_BOOL(f->why == QUEUE_REJECTED), DB_TEXT(f->message)), NULL,
+        err);
 }
 
 static enum status fail_tx(struct db_conn *c, void *ud, struct err *err)
@@ -537,7 +550,7 @@ static enum status retry_tx(struct db_conn *c, void *ud, struct err *err)
         return s;
     if (db_result_n_rows(r) == 0)
         return err_set(err, STATUS_NOT_FOUND, "no job %s", job);
-    if (!str_eq(db_text(r, 0, 0), "failed"))
+    if (!str_eq(db_text(r, 0, 0), "failed") && !str_eq(db_text(r, 0, 0), "cancelled"))
         return err_set(err, STATUS_FAILED_PRECONDITION, "job %s has not failed", job);
     if (db_bool(r, 0, 1))
         return err_set(err, STATUS_FAILED_PRECONDITION,
@@ -554,8 +567,8 @@ static enum status retry_tx(struct db_conn *c, void *ud, struct err *err)
          "  state = CASE WHEN (SELECT playable FROM orchestrator.job WHERE id = $1::uuid) IS NULL"
          "    THEN 'processing' ELSE 'playable' END "
          "WHERE id = (SELECT item FROM orchestrator.job WHERE id = $1::uuid)"),
-        ("UPDATE orchestrator.job SET state = 'running', reason = '', finished = NULL "
-         "WHERE id = $1::uuid"),
+        ("UPDATE orchestrator.job SET state = 'running', reason = '', finished = NULL,"
+         "  paused = false WHERE id = $1::uuid"),
     };
     for (size_t i = 0; s == STATUS_OK && i < N_ELEMENTS(steps); i++)
         s = db_exec(c, steps[i], DB_PARAMS(DB_TEXT(job)), NULL, err);
@@ -578,7 +591,8 @@ static enum status purge_tx(struct db_conn *c, void *ud, struct err *err)
     enum status s = db_exec(c,
                             "SELECT j.item FROM orchestrator.job j "
                             "JOIN orchestrator.item i ON i.id = j.item "
-                            "WHERE j.id = $1::uuid AND j.state = 'failed' AND NOT i.purged "
+                            "WHERE j.id = $1::uuid AND j.state IN ('failed', 'cancelled')"
+                            "  AND NOT i.purged "
                             "FOR NO KEY UPDATE OF j",
                             DB_PARAMS(DB_TEXT(job)), &r, err);
     if (s != STATUS_OK || db_result_n_rows(r) == 0)
@@ -592,7 +606,7 @@ enum status queue_purge(struct db *db, int64_t ttl_ms, struct err *err)
     enum status s =
         db_query(db,
                  "SELECT j.id FROM orchestrator.job j JOIN orchestrator.item i ON i.id = j.item "
-                 "WHERE j.state = 'failed' AND NOT i.purged"
+                 "WHERE j.state IN ('failed', 'cancelled') AND NOT i.purged"
                  "  AND j.finished < now() - $1::bigint * interval '1 millisecond' LIMIT 50",
                  DB_PARAMS(DB_I64(ttl_ms)), &r, err);
     for (size_t i = 0; s == STATUS_OK && i < db_result_n_rows(r); i++) {

@@ -28,17 +28,17 @@ static enum status join(struct rpc_call *call, const Transcode__JoinRequest *req
 {
     struct orch *o = rpc_call_self(call);
     if (req->slots < 0 || req->slots > MAX_SLOTS || strlen(req->build) > 200 ||
-        strlen(req->cpu_class) > 200)
+        strlen(req->cpu_class) > 200 || strlen(req->codecs) > 200 || req->threads < 0)
         return err_set(err, STATUS_INVALID_ARGUMENT, "join: %d slots; at most %d", req->slots,
                        MAX_SLOTS);
     enum status s = db_query(
         o->db,
-        "INSERT INTO orchestrator.worker (id, slots, build, cpu_class) "
-        "VALUES ($1::text, $2::int, $3::text, $4::text) "
+        "INSERT INTO orchestrator.worker (id, slots, build, cpu_class, codecs, threads) "
+        "VALUES ($1::text, $2::int, $3::text, $4::text, $5::text, $6::int) "
         "ON CONFLICT (id) DO UPDATE SET slots = $2::int, build = $3::text, cpu_class = $4::text,"
-        "  last_seen = now()",
+        "  codecs = $5::text, threads = $6::int, last_seen = now()",
         DB_PARAMS(DB_TEXT(worker_id(call)), DB_I64(req->slots), DB_TEXT(req->build),
-                  DB_TEXT(req->cpu_class)),
+                  DB_TEXT(req->cpu_class), DB_TEXT(req->codecs), DB_I64(req->threads)),
         NULL, err);
     ret->lease_ms = ORCH_LEASE_MS;
     ret->renew_ms = ORCH_RENEW_MS;
@@ -255,6 +255,8 @@ static enum status renew(struct rpc_call *call, const Transcode__RenewRequest *r
 {
     struct orch *o = rpc_call_self(call);
     enum status s = check_leases(req->n_leases, req->leases, err);
+    if (s == STATUS_OK && (req->wait_ms < 0 || req->wait_ms > ORCH_MAX_WAIT_MS))
+        s = err_set(err, STATUS_INVALID_ARGUMENT, "renew: waits %lld ms", (long long)req->wait_ms);
     if (s != STATUS_OK)
         return s;
     ret->lost = arena_array(rpc_call_arena(call), req->n_leases + 1, sizeof ret->lost[0]);
@@ -277,6 +279,8 @@ static enum status renew(struct rpc_call *call, const Transcode__RenewRequest *r
     if (s == STATUS_OK)
         s = db_query(o->db, "UPDATE orchestrator.worker SET last_seen = now() WHERE id = $1::text",
                      DB_PARAMS(DB_TEXT(worker_id(call))), NULL, err);
+    if (s == STATUS_OK && req->wait_ms && ret->n_lost == 0)
+        s = leases_watch(call, req, err);
     return s;
 }
 
