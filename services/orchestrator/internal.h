@@ -35,6 +35,8 @@
 #define ORCH_SYNC_WAIT_MS 60000
 #define ORCH_MAX_RENDITIONS_TEXT 1024 // "v720,v480"
 #define ORCH_MAX_WAIT_MS 30000        // of Lease, Locate, Renew and Drain
+#define ORCH_AWAY_TEXT 1024           // ids of origins that do not answer
+#define ORCH_WISH_MS 40000            // longer than anybody waits in one call
 
 #define ORCH_WORKER_GONE_AFTER "45 seconds" // a poll lasts at most 30
 // How far the row t of orchestrator.task is, 0..1: leased ones count what their stage is worth.
@@ -205,9 +207,6 @@ enum status queue_fail(struct db *db, const char *worker, const char *task, int6
                        struct err *err) MUST_CHECK;
 // What a tick does: waits that are over, leases that ran out (when expire). ret_n: tasks moved.
 enum status queue_sweep(struct db *db, bool expire, int64_t *ret_n, struct err *err) MUST_CHECK;
-// Somebody waits for this segment: its task, and the one after it, go to the front.
-enum status queue_raise(struct db *db, const char *item, const char *rendition, int32_t segment,
-                        struct err *err) MUST_CHECK;
 // Dead and cancelled tasks of a failed job, from the start.
 // errors  NOT_FOUND; FAILED_PRECONDITION: not failed, or its source is gone
 enum status queue_retry(struct db *db, const char *job, struct err *err) MUST_CHECK;
@@ -238,6 +237,32 @@ enum status queue_fail_job(struct db_conn *c, const char *job, const char *reaso
 enum status queue_notify(struct db_conn *c, const char *channel, const char *payload,
                          struct err *err) MUST_CHECK;
 
+// ---- what somebody waits for (demand.c) ----
+struct item;
+// See that this segment is made as soon as can be, and what a player needs after it next. follow:
+// nobody waits yet; what is missing from there on is made before all background work.
+// errors  FAILED_PRECONDITION: it cannot be made
+enum status demand_want(struct orch *o, const struct item *it, const char *rendition,
+                        int32_t segment, bool follow, struct err *err) MUST_CHECK;
+struct demand {
+    const char *item, *rendition;
+    int32_t segment, n_ahead; // n_ahead: segments from there on, at least 1
+    bool follow;
+    bool added; // by the call: there is a new task
+};
+enum status demand_want_in(struct db *db, struct demand *d, struct err *err) MUST_CHECK;
+// Rows (rendition, segment), in order, of a chunk's segments that are published.
+enum status demand_made(struct db *db, const struct queue_task *t, struct db_result **ret,
+                        struct err *err) MUST_CHECK;
+// Must this lease be given back after the running segment? away: as for queue_claim()
+enum status demand_yields(struct db *db, const char *task, int64_t fence, const char *away,
+                          bool *ret, struct err *err) MUST_CHECK;
+// Inside the transaction that publishes some of the held task's segments: renews the lease.
+enum status demand_published(struct db_conn *c, const struct queue_task *t, const char *away,
+                             bool *ret_yield, struct err *err) MUST_CHECK;
+// Wishes that are over.
+enum status demand_sweep(struct db *db, struct err *err) MUST_CHECK;
+
 // ---- results (publish.c) ----
 struct publish_output {
     const char *rendition;
@@ -255,12 +280,17 @@ struct publish_result {
     size_t plan_len;
     const struct publish_output *outputs; // chunk
     size_t n_outputs;
+    bool part; // chunk: some segments of a task that goes on
 };
-// Everything a task has made, in one transaction.
+struct publish_verdict {
+    bool duplicate; // the task was done before under this token
+    bool yield;     // part: give the rest back
+};
+// What a task has made, in one transaction: a part of it, or the rest, and it is done.
 // errors  NOT_FOUND; ABORTED: not the newest token; INVALID_ARGUMENT: does not agree with the plan
-enum status publish(struct orch *o, const struct publish_result *r, bool *ret_duplicate,
+enum status publish(struct orch *o, const struct publish_result *r, struct publish_verdict *ret,
                     struct err *err) MUST_CHECK;
-// The ledger alone: exactly the task's (rendition, segment) pairs, each as the plan says; of
+// The ledger alone: some of the task's (rendition, segment) pairs, each as the plan says; of
 // pictures, some of those that were asked for.
 enum status publish_check(const struct media_plan *plan, const struct queue_task *t,
                           const struct publish_output *outputs, size_t n,

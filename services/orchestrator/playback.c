@@ -14,6 +14,8 @@
 
 #define CHECK_MS 5000
 #define MAX_LOCATE 1000
+#define N_AHEAD 3               // segments that are looked for beyond those that were asked for
+#define ASK_AGAIN_US 1000000    // while waiting
 #define ANSWER_MARGIN_US 300000 // before the caller's own deadline, so that our reason arrives
 
 static enum status no_memory(struct err *err)
@@ -230,7 +232,7 @@ struct locate_wait {
     struct rpc_call *call;
     char item[UUID_SIZE], rendition[16], route[CHAN_NODE_ID_SIZE];
     int32_t first, count;
-    bool raised;
+    int64_t raised_us; // when it was asked for last; 0: not yet
 };
 
 // Those of the range that exist. ret_first: the first one does.
@@ -270,21 +272,43 @@ static enum status not_there(const struct locate_wait *w, enum status s, struct 
                    w->rendition);
 }
 
-// Nobody makes segments while their origin is away: say so at once instead of after the wait.
+// Nobody makes segments while their origin is away, and an item that failed makes nothing any more:
+// say so at once instead of after the wait. Woken in vain, who waits asks again: what was to make
+// it may have gone.
 static enum status raise_it(struct locate_wait *w, struct err *err)
 {
-    enum status s = backends_check(w->o->backends, w->route, err);
-    if (s != STATUS_OK || w->raised)
+    AUTO(item_done) struct item it = {0};
+    enum status s = playable_item(w->o, w->item, &it, err);
+    if (s == STATUS_OK)
+        s = backends_check(w->o->backends, w->route, err);
+    int64_t now_us = time_mono_us();
+    if (s != STATUS_OK || (w->raised_us && now_us - w->raised_us < ASK_AGAIN_US))
         return s;
-    w->raised = true;
-    return queue_raise(w->o->db, w->item, w->rendition, w->first, err);
+    w->raised_us = now_us;
+    return demand_want(w->o, &it, w->rendition, w->first, false, err);
 }
 
-// An item that failed meanwhile makes nothing any more.
-static enum status check_alive(struct locate_wait *w, struct err *err)
+// Who was given segments comes for the next ones: what is missing there is made before all that
+// nobody watches.
+static void look_ahead(struct orch *o, const char *item, const char *rendition, int32_t next)
 {
+    struct item_segment segs[N_AHEAD];
+    struct err err = ERR_INIT;
     AUTO(item_done) struct item it = {0};
-    return playable_item(w->o, w->item, &it, err);
+    size_t n_segments = 0;
+    if (items_get(o->items, item, &it, &err) != STATUS_OK || !it.plan ||
+        items_place(it.plan->plan, rendition, &n_segments) < 0 || (size_t)next >= n_segments)
+        return;
+    int32_t left = (int32_t)n_segments - next, n = left < N_AHEAD ? left : N_AHEAD;
+    if (items_segments(o->items, item, rendition, next, n, segs, &err) != STATUS_OK)
+        return;
+    for (int32_t i = 0; i < n; i++) {
+        if (segs[i].size)
+            continue;
+        if (demand_want(o, &it, rendition, next + i, true, &err) != STATUS_OK)
+            log_debug(o->log, "not_made_ahead", F_STR("item", item), F_ERR(&err));
+        return;
+    }
 }
 
 static bool try_locate(void *ud, enum hub_why why)
@@ -296,16 +320,18 @@ static bool try_locate(void *ud, enum hub_why why)
     bool first = false;
     enum status s = why == HUB_CANCELLED ? err_set(&err, STATUS_CANCELLED, "locate: cancelled")
                                          : look(w, &reply, &first, &err);
-    if (s == STATUS_OK && !first)
-        s = check_alive(w, &err);
     if (s == STATUS_OK && !first) {
-        if (why == HUB_EVENT && (s = raise_it(w, &err)) == STATUS_OK)
+        s = raise_it(w, &err);
+        if (s == STATUS_OK && why == HUB_EVENT)
             return false;
         if (s == STATUS_OK && reply.n_segments == 0)
             s = not_there(w, why == HUB_STOPPING ? STATUS_UNAVAILABLE : STATUS_DEADLINE_EXCEEDED,
                           &err);
     }
+    int32_t next = w->first + (int32_t)reply.n_segments;
     rpc_call_finish(w->call, s, &reply.base, &err);
+    if (s == STATUS_OK && first)
+        look_ahead(w->o, w->item, w->rendition, next);
     mem_free(w);
     return true;
 }
@@ -387,6 +413,8 @@ static enum status locate(struct rpc_call *call, const Orchestrator__LocateReque
     str_copy(w.route, sizeof w.route, it.route);
     bool first = false;
     s = look(&w, ret, &first, err);
+    if (s == STATUS_OK && first)
+        look_ahead(o, w.item, w.rendition, w.first + (int32_t)ret->n_segments);
     if (s != STATUS_OK || first)
         return s;
     s = raise_it(&w, err);

@@ -95,11 +95,8 @@ enum status publish_check(const struct media_plan *plan, const struct queue_task
 {
     if (str_eq(t->kind, "images"))
         return check_images(t, outputs, n, err);
-    size_t n_segments = (size_t)t->n_segments, n_renditions = list_len(t->renditions);
-    if (n != n_segments * n_renditions)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "%zu segments where the task has %zu", n,
-                       n_segments * n_renditions);
-    AUTO(mem_free_p) bool *seen = mem_array(n ? n : 1, sizeof *seen);
+    size_t n_segments = (size_t)t->n_segments, n_all = n_segments * list_len(t->renditions);
+    AUTO(mem_free_p) bool *seen = mem_array(n_all ? n_all : 1, sizeof *seen);
     if (!seen)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "ledger: out of memory");
     for (size_t i = 0; i < n; i++) {
@@ -225,7 +222,8 @@ struct publication {
     const struct svc_node *move_to;
     struct publish_task *tasks;
     size_t n_tasks;
-    bool duplicate;
+    bool duplicate, yield;
+    const char *away;
     const char *expect_kind; // what the task was when it was looked at
     const char *owner;
 };
@@ -415,7 +413,8 @@ static enum status become_done(struct db_conn *c, const struct publication *p,
     enum status s = db_exec(c,
                             "UPDATE orchestrator.job j SET state = 'done', finished = now() "
                             "WHERE id = $1::uuid AND state = 'running' AND NOT EXISTS ("
-                            "  SELECT FROM orchestrator.task WHERE job = j.id AND state <> 'done') "
+                            "  SELECT FROM orchestrator.task WHERE job = j.id AND NOT demand"
+                            "    AND state <> 'done') "
                             "RETURNING (extract(epoch FROM now() - created) * 1000)::bigint,"
                             "  (SELECT count(*) FROM orchestrator.output WHERE item = j.item)",
                             DB_PARAMS(DB_TEXT(t->job)), &r, err);
@@ -443,6 +442,28 @@ static enum status publish_made(struct db_conn *c, const struct publication *p,
     return s;
 }
 
+// Whoever says that a chunk is done has published, now or before, all that it consists of.
+static enum status check_all_made(struct db_conn *c, const struct queue_task *t, struct err *err)
+{
+    if (!str_eq(t->kind, "chunk"))
+        return STATUS_OK;
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_exec(c,
+                            "SELECT count(*) FROM orchestrator.output WHERE item = $1::uuid"
+                            "  AND rendition = ANY (string_to_array($2::text, ','))"
+                            "  AND segment >= $3::int AND segment < $3::int + $4::int",
+                            DB_PARAMS(DB_TEXT(t->item), DB_TEXT(t->renditions),
+                                      DB_I64(t->first_segment), DB_I64(t->n_segments)),
+                            &r, err);
+    if (s != STATUS_OK)
+        return s;
+    int64_t n = db_i64(r, 0, 0), n_all = (int64_t)list_len(t->renditions) * t->n_segments;
+    return n == n_all ? STATUS_OK
+                      : err_set(err, STATUS_INVALID_ARGUMENT,
+                                "%lld segments are published where the task has %lld", (long long)n,
+                                (long long)n_all);
+}
+
 static enum status publish_move(struct db_conn *c, const struct queue_task *t, struct err *err)
 {
     static const char *const steps[] = {
@@ -460,6 +481,21 @@ static enum status publish_move(struct db_conn *c, const struct queue_task *t, s
     return s;
 }
 
+// A part of a task that goes on.
+static enum status publish_part(struct db_conn *c, struct publication *p,
+                                const struct queue_hold *h, struct err *err)
+{
+    if (!str_eq(h->task.kind, "chunk"))
+        return err_set(err, STATUS_FAILED_PRECONDITION, "a task of %s is published as a whole",
+                       h->task.kind);
+    enum status s = publish_made(c, p, h, err);
+    if (s == STATUS_OK)
+        s = demand_published(c, &h->task, p->away, &p->yield, err);
+    if (s == STATUS_OK)
+        s = become_playable(c, p, &h->task, err);
+    return s == STATUS_OK ? queue_notify(c, ORCH_ITEM_CHANNEL, h->task.item, err) : s;
+}
+
 static enum status publish_tx(struct db_conn *c, void *ud, struct err *err)
 {
     struct publication *p = ud;
@@ -469,10 +505,14 @@ static enum status publish_tx(struct db_conn *c, void *ud, struct err *err)
     if (s != STATUS_OK || h.duplicate)
         return s;
     const struct queue_task *t = &h.task;
+    if (p->r->part)
+        return publish_part(c, p, &h, err);
     // queue_done() locks the worker's row, which comes before the event topic's.
     bool made = queue_is_planned(t->kind);
     if (made)
         s = publish_made(c, p, &h, err);
+    if (s == STATUS_OK && made)
+        s = check_all_made(c, t, err);
     if (s == STATUS_OK)
         s = queue_done(c, p->r->worker, &h, &p->r->seconds, err);
     if (s == STATUS_OK && str_eq(t->kind, "move"))
@@ -547,7 +587,7 @@ static enum status prepare(struct orch *o, struct publication *p, const struct i
     return publish_tasks(p->plan, &p->tasks, &p->n_tasks, err);
 }
 
-enum status publish(struct orch *o, const struct publish_result *r, bool *ret_duplicate,
+enum status publish(struct orch *o, const struct publish_result *r, struct publish_verdict *ret,
                     struct err *err)
 {
     struct err own = ERR_INIT;
@@ -567,7 +607,10 @@ enum status publish(struct orch *o, const struct publish_result *r, bool *ret_du
                 : items_get(o->items, db_text(row, 0, 0), &it, err);
     if (s != STATUS_OK)
         return s;
-    struct publication p = {.r = r, .expect_kind = db_text(row, 0, 1), .owner = it.owner};
+    char away[ORCH_AWAY_TEXT];
+    backends_away(o->backends, away, sizeof away);
+    struct publication p = {
+        .r = r, .away = away, .expect_kind = db_text(row, 0, 1), .owner = it.owner};
     AUTO(item_plan_unref_p) struct item_plan *plan = NULL;
     s = prepare(o, &p, &it, db_text(row, 0, 2), &plan, err);
     if (s == STATUS_OK)
@@ -576,6 +619,7 @@ enum status publish(struct orch *o, const struct publish_result *r, bool *ret_du
     if (s != STATUS_OK)
         return err_wrap(err, s, "publish task %s", r->task);
     items_changed(o->items, it.id); // the notification may come later
-    *ret_duplicate = p.duplicate;
+    hub_wake(o->hub, HUB_ITEM, it.id);
+    *ret = (struct publish_verdict){.duplicate = p.duplicate, .yield = p.yield};
     return STATUS_OK;
 }

@@ -59,9 +59,15 @@ enum status queue_claim(struct db *db, const char *worker, const char *away, str
         "  AND target <> ALL (string_to_array($3::text, ','))"
         "  AND (SELECT route FROM orchestrator.item i WHERE i.id = a.item)"
         "    <> ALL (string_to_array($3::text, ','))"
+        // Background work keeps away from what is about to be made because somebody waits for it.
+        "  AND (a.demand OR NOT EXISTS (SELECT FROM orchestrator.task d WHERE d.item = a.item"
+        "    AND d.demand AND d.state IN ('available', 'leased')"
+        "    AND d.first_segment < a.first_segment + a.n_segments"
+        "    AND d.first_segment + d.n_segments > a.first_segment"
+        "    AND d.renditions = ANY (string_to_array(a.renditions, ','))))"
         "  ORDER BY rank DESC, created, position LIMIT 1 FOR UPDATE SKIP LOCKED)"
         "UPDATE orchestrator.task t SET state = 'leased', fence = t.fence + 1,"
-        "  attempts = t.attempts + 1, worker = $1::text,"
+        "  attempts = t.attempts + 1, worker = $1::text, yielding = false,"
         "  lease_until = now() + $2::bigint * interval '1 millisecond', stage = '', progress = 0 "
         "FROM c WHERE t.id = c.id RETURNING " TASK_COLUMNS;
     AUTO(db_result_free_p) struct db_result *r = NULL;
@@ -89,8 +95,9 @@ static enum status tell_progress(struct db_conn *c, void *ud, struct err *err)
         "  SELECT id FROM orchestrator.job WHERE id = $1::uuid"
         "    AND told < now() - interval '1 second' FOR NO KEY UPDATE SKIP LOCKED) "
         "RETURNING item, owner,"
-        "  (SELECT count(*) FROM orchestrator.task WHERE job = $1::uuid),"
-        "  (SELECT count(*) FROM orchestrator.task WHERE job = $1::uuid AND state = 'done')";
+        "  (SELECT count(*) FROM orchestrator.task WHERE job = $1::uuid AND NOT demand),"
+        "  (SELECT count(*) FROM orchestrator.task WHERE job = $1::uuid AND NOT demand"
+        "    AND state = 'done')";
     AUTO(db_result_free_p) struct db_result *r = NULL;
     enum status s = db_exec(c, ration, DB_PARAMS(DB_TEXT(e->job)), &r, err);
     if (s != STATUS_OK || db_result_n_rows(r) == 0)
@@ -354,11 +361,17 @@ static enum status retry_later(struct db_conn *c, const char *task, const char *
 static enum status die(struct db_conn *c, const struct queue_task *t, const char *message,
                        const char *reason, bool purge, struct err *err)
 {
+    AUTO(db_result_free_p) struct db_result *r = NULL;
     enum status s = db_exec(c,
                             "UPDATE orchestrator.task SET state = 'dead', lease_until = NULL,"
-                            "  error = $2::text, finished = now() WHERE id = $1::uuid",
-                            DB_PARAMS(DB_TEXT(t->id), DB_TEXT(message)), NULL, err);
-    return s == STATUS_OK ? queue_fail_job(c, t->job, reason, purge, err) : s;
+                            "  error = $2::text, finished = now() WHERE id = $1::uuid "
+                            "RETURNING demand",
+                            DB_PARAMS(DB_TEXT(t->id), DB_TEXT(message)), &r, err);
+    if (s != STATUS_OK)
+        return s;
+    // What was made for one who waits does not spoil the item: he alone is told.
+    return db_bool(r, 0, 0) ? queue_notify(c, ORCH_ITEM_CHANNEL, t->item, err)
+                            : queue_fail_job(c, t->job, reason, purge, err);
 }
 
 struct failure {
@@ -456,9 +469,15 @@ static enum status sweep_tx(struct db_conn *c, void *ud, struct err *err)
         "  ' was not heard of in time', worker = '', lease_until = NULL, stage = '', progress = 0 "
         "WHERE id IN (SELECT id FROM orchestrator.task WHERE state = 'leased'"
         "  AND lease_until < now() AND attempts < $1::int FOR UPDATE SKIP LOCKED)";
+    // Who waits for one of these must ask for it again.
+    static const char wake[] =
+        "SELECT pg_notify('" ORCH_ITEM_CHANNEL "', item::text) FROM orchestrator.task"
+        "  WHERE state = 'leased' AND lease_until < now() AND wanted IS NOT NULL GROUP BY item";
     AUTO(db_result_free_p) struct db_result *a = NULL;
     AUTO(db_result_free_p) struct db_result *b = NULL;
     enum status s = db_exec(c, ripe, NULL, 0, &a, err);
+    if (s == STATUS_OK && w->expire)
+        s = db_exec(c, wake, NULL, 0, NULL, err);
     if (s == STATUS_OK && w->expire)
         s = db_exec(c, expired, DB_PARAMS(DB_I64(ORCH_MAX_ATTEMPTS)), &b, err);
     if (s != STATUS_OK)
@@ -513,30 +532,6 @@ enum status queue_sweep(struct db *db, bool expire, int64_t *ret_n, struct err *
 
 // ---------------------------------------------------------------- from outside
 
-enum status queue_raise(struct db *db, const char *item, const char *rendition, int32_t segment,
-                        struct err *err)
-{
-    // One statement, so that one round trip is all that a waiting player costs.
-    static const char sql[] =
-        "WITH wanted AS ("
-        "  SELECT id, first_segment + n_segments AS after FROM orchestrator.task"
-        "  WHERE item = $1::uuid AND kind = 'chunk' AND first_segment <= $3::int"
-        "    AND first_segment + n_segments > $3::int"
-        "    AND $2::text = ANY (string_to_array(renditions, ','))),"
-        "raised AS ("
-        "  SELECT id, $4::int AS priority FROM wanted UNION ALL"
-        "  SELECT t.id, $5::int FROM orchestrator.task t, wanted w"
-        "  WHERE t.item = $1::uuid AND t.kind = 'chunk' AND t.first_segment = w.after"
-        "    AND $2::text = ANY (string_to_array(t.renditions, ',')))"
-        "UPDATE orchestrator.task t SET priority = r.priority FROM raised r "
-        "WHERE t.id = r.id AND t.priority < r.priority"
-        "  AND t.state IN ('blocked', 'available', 'retry_wait')";
-    return db_query(db, sql,
-                    DB_PARAMS(DB_TEXT(item), DB_TEXT(rendition), DB_I64(segment),
-                              DB_I64(ORCH_PRIO_WANTED), DB_I64(ORCH_PRIO_NEXT)),
-                    NULL, err);
-}
-
 static enum status retry_tx(struct db_conn *c, void *ud, struct err *err)
 {
     const char *job = ud;
@@ -557,12 +552,13 @@ static enum status retry_tx(struct db_conn *c, void *ud, struct err *err)
                        "the upload was given up (%s): upload it again", db_text(r, 0, 2));
     const char *item = db_text(r, 0, 3);
     static const char *const steps[] = {
+        "DELETE FROM orchestrator.task WHERE job = $1::uuid AND demand",
         // What waits for a move waits again.
         ("UPDATE orchestrator.task t SET state = CASE WHEN kind IN ('chunk', 'images') AND EXISTS ("
          "    SELECT FROM orchestrator.task m WHERE m.job = t.job AND m.kind = 'move'"
          "    AND m.state <> 'done') THEN 'blocked' ELSE 'available' END,"
          "  attempts = 0, crashes = 0, worker = '', error = '', finished = NULL "
-         "WHERE job = $1::uuid AND state IN ('dead', 'cancelled')"),
+         "WHERE job = $1::uuid AND NOT demand AND state IN ('dead', 'cancelled')"),
         ("UPDATE orchestrator.item SET reason = '', media_version = media_version + 1,"
          "  state = CASE WHEN (SELECT playable FROM orchestrator.job WHERE id = $1::uuid) IS NULL"
          "    THEN 'processing' ELSE 'playable' END "

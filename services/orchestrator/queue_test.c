@@ -224,31 +224,6 @@ static void test_claim_takes_the_most_urgent_then_the_oldest(void **state)
     assert_false(claim(f, "w0", &t));
 }
 
-static void test_raise_brings_a_segment_and_the_next_to_the_front(void **state)
-{
-    struct fixture *f = *state;
-    char ids[4][UUID_SIZE];
-    for (int i = 0; i < 4; i++)
-        add_task(f, i, 100, 2 * i, 2, ids[i]);
-    must(queue_raise(f->db, f->item, "v480", 5, &err));
-    struct queue_task t;
-    assert_true(claim(f, "w0", &t));
-    assert_string_equal(t.id, ids[2]);
-    assert_int_equal(t.priority, ORCH_PRIO_WANTED);
-    assert_true(claim(f, "w0", &t));
-    assert_string_equal(t.id, ids[3]);
-    assert_true(claim(f, "w0", &t));
-    assert_string_equal(t.id, ids[0]);
-}
-
-static void test_raise_of_another_rendition_changes_nothing(void **state)
-{
-    struct fixture *f = *state;
-    add_task(f, 0, 100, 0, 2, NULL);
-    must(queue_raise(f->db, f->item, "v48", 0, &err));
-    assert_int_equal(ask(f, "SELECT max(priority) FROM orchestrator.task", NULL), 100);
-}
-
 static void test_claim_leaves_what_needs_an_origin_that_is_away(void **state)
 {
     struct fixture *f = *state;
@@ -502,8 +477,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_claims_of_many_threads_never_give_a_task_twice),
         TEST(test_claim_takes_the_most_urgent_then_the_oldest),
-        TEST(test_raise_brings_a_segment_and_the_next_to_the_front),
-        TEST(test_raise_of_another_rendition_changes_nothing),
         TEST(test_claim_leaves_what_needs_an_origin_that_is_away),
         TEST(test_expired_lease_goes_to_another_and_the_old_token_is_refused),
         TEST(test_renew_needs_the_worker_that_has_the_lease),

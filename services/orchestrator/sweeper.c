@@ -107,9 +107,17 @@ void sweeper_shut_out(struct sweeper *w, const char *worker)
     pthread_mutex_unlock(&w->lock);
 }
 
+static void end_wishes(struct orch *o)
+{
+    struct err err = ERR_INIT;
+    if (demand_sweep(o->db, &err) != STATUS_OK)
+        failed(o, "wishes", &err);
+}
+
 void sweeper_queue_round(struct orch *o)
 {
     (void)sweep(o, true);
+    end_wishes(o);
     drop_old_uploads(o);
     purge_old_failures(o);
 }
@@ -128,6 +136,7 @@ static void queue_round(struct sweeper *w)
     __atomic_store_n(&o->db_answers, true, __ATOMIC_RELAXED);
     if (!w->steady_since_us)
         w->steady_since_us = now_us;
+    end_wishes(o);
     if (now_us < w->next_old_us)
         return;
     w->next_old_us = now_us + OLD_EVERY_US;

@@ -129,13 +129,44 @@ static enum status describe(struct orch *o, struct arena *a, const struct queue_
     return STATUS_OK;
 }
 
+// What of a chunk is published already, by whoever had it before or made a part of it for a viewer.
+static enum status describe_made(struct orch *o, struct arena *a, const struct queue_task *q,
+                                 Transcode__Task *t, struct err *err)
+{
+    if (!str_eq(q->kind, "chunk"))
+        return STATUS_OK;
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = demand_made(o->db, q, &r, err);
+    size_t n = s == STATUS_OK ? db_result_n_rows(r) : 0;
+    if (n == 0)
+        return s;
+    t->made = arena_array(a, t->n_renditions, sizeof t->made[0]);
+    Transcode__MadeSegments *m = NULL;
+    for (size_t i = 0; t->made && i < n; i++) {
+        if (!m || !str_eq(m->rendition, db_text(r, i, 0))) {
+            m = t->n_made < t->n_renditions ? arena_alloc(a, sizeof *m) : NULL;
+            if (!m)
+                break;
+            transcode__made_segments__init(m);
+            m->rendition = orch_str(a, db_text(r, i, 0));
+            m->segments = arena_array(a, (size_t)q->n_segments, sizeof m->segments[0]);
+            t->made[t->n_made++] = m;
+        }
+        if (!m->segments)
+            break;
+        m->segments[m->n_segments++] = (int32_t)db_i64(r, i, 1);
+    }
+    return m && m->segments ? STATUS_OK
+                            : err_set(err, STATUS_RESOURCE_EXHAUSTED, "lease: out of memory");
+}
+
 // Claim until the slots are full, the queue is empty or the reply is large enough.
 static enum status claim_all(struct lease_wait *w, Transcode__LeaseReply *reply, struct err *err)
 {
     struct orch *o = w->o;
     struct arena *a = rpc_call_arena(w->call);
     const char *worker = worker_id(w->call);
-    char away[1024];
+    char away[ORCH_AWAY_TEXT];
     backends_away(o->backends, away, sizeof away);
     reply->tasks = arena_array(a, (size_t)w->slots, sizeof reply->tasks[0]);
     if (!reply->tasks)
@@ -149,6 +180,8 @@ static enum status claim_all(struct lease_wait *w, Transcode__LeaseReply *reply,
             return reply->n_tasks ? STATUS_OK : s;
         Transcode__Task *t = NULL;
         s = describe(o, a, &q, &t, err);
+        if (s == STATUS_OK)
+            s = describe_made(o, a, &q, t, err);
         if (s != STATUS_OK) {
             struct err ignored = ERR_INIT;
             bool retry = false;
@@ -260,8 +293,11 @@ static enum status renew(struct rpc_call *call, const Transcode__RenewRequest *r
     if (s != STATUS_OK)
         return s;
     ret->lost = arena_array(rpc_call_arena(call), req->n_leases + 1, sizeof ret->lost[0]);
-    if (!ret->lost)
+    ret->yield = arena_array(rpc_call_arena(call), req->n_leases + 1, sizeof ret->yield[0]);
+    if (!ret->lost || !ret->yield)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "renew: out of memory");
+    char away[ORCH_AWAY_TEXT];
+    backends_away(o->backends, away, sizeof away);
     for (size_t i = 0; s == STATUS_OK && i < req->n_leases; i++) {
         const Transcode__LeaseProgress *l = req->leases[i];
         double part = l->total > 0 ? (double)l->done / (double)l->total : 0.0;
@@ -271,10 +307,14 @@ static enum status renew(struct rpc_call *call, const Transcode__RenewRequest *r
                                    .progress = part < 0.0   ? 0.0
                                                : part > 1.0 ? 1.0
                                                             : part};
-        bool held = false;
+        bool held = false, yield = false;
         s = queue_renew(o->db, worker_id(call), &p, &held, err);
         if (s == STATUS_OK && !held)
             ret->lost[ret->n_lost++] = l->task_id;
+        else if (s == STATUS_OK)
+            s = demand_yields(o->db, l->task_id, l->fence, away, &yield, err);
+        if (yield)
+            ret->yield[ret->n_yield++] = l->task_id;
     }
     if (s == STATUS_OK)
         s = db_query(o->db, "UPDATE orchestrator.worker SET last_seen = now() WHERE id = $1::text",
@@ -318,39 +358,71 @@ static enum status read_output(const Transcode__Output *in, struct publish_outpu
     return STATUS_OK;
 }
 
+static enum status read_outputs(struct rpc_call *call, size_t n, Transcode__Output *const *in,
+                                struct publish_result *ret, struct err *err)
+{
+    if (n > MAX_OUTPUTS)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "%zu outputs in one call; at most %d", n,
+                       MAX_OUTPUTS);
+    struct publish_output *outputs = arena_array(rpc_call_arena(call), n + 1, sizeof *outputs);
+    if (!outputs)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "outputs: out of memory");
+    for (size_t i = 0; i < n; i++) {
+        enum status s = read_output(in[i], &outputs[i], err);
+        if (s != STATUS_OK)
+            return s;
+    }
+    ret->outputs = outputs;
+    ret->n_outputs = n;
+    return STATUS_OK;
+}
+
+static struct queue_seconds read_seconds(const Transcode__StageSeconds *s)
+{
+    return s ? (struct queue_seconds){s->fetch, s->encode, s->store, s->cpu}
+             : (struct queue_seconds){0};
+}
+
+static enum status publish_(struct rpc_call *call, const Transcode__PublishRequest *req,
+                            Transcode__PublishReply *ret, struct err *err)
+{
+    struct orch *o = rpc_call_self(call);
+    if (!uuid_is_valid(req->task_id))
+        return err_set(err, STATUS_INVALID_ARGUMENT, "bad task id %.40s", req->task_id);
+    struct publish_result r = {.worker = worker_id(call),
+                               .task = req->task_id,
+                               .fence = req->fence,
+                               .seconds = read_seconds(req->seconds),
+                               .part = true};
+    struct publish_verdict v = {0};
+    enum status s = read_outputs(call, req->n_outputs, req->outputs, &r, err);
+    if (s == STATUS_OK)
+        s = publish(o, &r, &v, err);
+    ret->yield = v.yield;
+    return s;
+}
+
 static enum status complete(struct rpc_call *call, const Transcode__CompleteRequest *req,
                             Transcode__CompleteReply *ret, struct err *err)
 {
     struct orch *o = rpc_call_self(call);
-    if (!uuid_is_valid(req->task_id) || req->n_outputs > MAX_OUTPUTS)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "bad task id, or %zu outputs (at most %d)",
-                       req->n_outputs, MAX_OUTPUTS);
-    struct arena *a = rpc_call_arena(call);
-    struct publish_output *outputs = arena_array(a, req->n_outputs + 1, sizeof *outputs);
-    if (!outputs)
-        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "complete: out of memory");
-    for (size_t i = 0; i < req->n_outputs; i++) {
-        enum status s = read_output(req->outputs[i], &outputs[i], err);
-        if (s != STATUS_OK)
-            return s;
-    }
+    if (!uuid_is_valid(req->task_id))
+        return err_set(err, STATUS_INVALID_ARGUMENT, "bad task id %.40s", req->task_id);
     struct publish_result r = {
         .worker = worker_id(call),
         .task = req->task_id,
         .fence = req->fence,
         .plan = req->plan.data,
         .plan_len = req->plan.len,
-        .outputs = outputs,
-        .n_outputs = req->n_outputs,
+        .seconds = read_seconds(req->seconds),
     };
-    if (req->seconds)
-        r.seconds = (struct queue_seconds){req->seconds->fetch, req->seconds->encode,
-                                           req->seconds->store, req->seconds->cpu};
-    bool duplicate = false;
-    enum status s = publish(o, &r, &duplicate, err);
+    struct publish_verdict v = {0};
+    enum status s = read_outputs(call, req->n_outputs, req->outputs, &r, err);
+    if (s == STATUS_OK)
+        s = publish(o, &r, &v, err);
     if (s != STATUS_OK)
         return s;
-    ret->duplicate = duplicate;
+    ret->duplicate = v.duplicate;
     sweeper_kick(o->sweeper);
     return STATUS_OK;
 }
@@ -394,6 +466,7 @@ enum status work_serve(struct orch *o, struct rpc_server *s, struct err *err)
     static const struct transcode_work_handlers handlers = {.join = join,
                                                             .lease = lease,
                                                             .renew = renew,
+                                                            .publish = publish_,
                                                             .complete = complete,
                                                             .fail = fail,
                                                             .release = release};
