@@ -48,8 +48,8 @@ static const struct {
     uint32_t width, height;
 } files[] = {
     {"video/bbb_1080p24_hevc_aac51_5s.ts", MEDIA_VIDEO, 120, 5035, "v1080", 1920, 1080},
-    {"video/bbb_1080p24_mpeg2_mp2.ts", MEDIA_VIDEO, 60, 2534, "v1080", 1920, 1080},
-    {"video/bbb_480p_3audio_3subs.mkv", MEDIA_VIDEO, 721, 30058, "v480", 854, 480},
+    {"video/bbb_1080p24_mpeg2_mp2.ts", MEDIA_VIDEO, 60, 2523, "v1080", 1920, 1080},
+    {"video/bbb_480p_3audio_3subs.mkv", MEDIA_VIDEO, 720, 30037, "v480", 854, 480},
     {"video/crowd_720x400_h264_5s.mp4", MEDIA_VIDEO, 150, 5005, "v360", 640, 356},
     {"video/crystal_720x480_prores_pcm.mov", MEDIA_VIDEO, 60, 2021, "v480", 720, 480},
     {"video/desk_352x288_h263_aac.3gp", MEDIA_VIDEO, 72, 5149, "v240", 320, 240},
@@ -65,7 +65,7 @@ static const struct {
     {"video/roofs_1080p_hevc10_hdr.mp4", MEDIA_VIDEO, 28, 1024, "v1080", 1920, 1080},
     {"video/sar_2to1_640x360_h264.mp4", MEDIA_VIDEO, 150, 5000, "v720", 1280, 360},
     {"video/screen_1024x768_vp8_37s.webm", MEDIA_VIDEO, 557, 37133, "v720", 960, 720},
-    {"video/webcam_640x360_h264_aac.flv", MEDIA_VIDEO, 571, 19033, "v360", 640, 360},
+    {"video/webcam_640x360_h264_aac.flv", MEDIA_VIDEO, 569, 18966, "v360", 640, 360},
     {"audio/guitar_6s.wav", MEDIA_AUDIO, 0, 6021, "a128", 0, 0},
     {"audio/guitar_vorbis.ogg", MEDIA_AUDIO, 0, 22842, "a128", 0, 0},
     {"audio/ring_opus_12s.mka", MEDIA_AUDIO, 0, 12224, "a128", 0, 0},

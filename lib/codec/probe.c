@@ -14,6 +14,7 @@
 #define FILL_MS 1000 // a picture shown longer is repeated, so that segments can be cut in it
 #define VFR_TIMESCALE 90000
 #define MAX_TRY_PACKETS 600
+#define SMALL_LEAD_US 100000
 #define SHORT_AUDIO_US (INT64_C(20) * 60 * 1000000)
 
 struct stamp {
@@ -32,6 +33,8 @@ struct probe {
     struct media_plan *plan;
     int video, audio; // stream numbers, -1 none
     struct stamps frames;
+    bool no_pts;         // packets of the picture do not say when it is shown
+    int64_t first_shown; // the time that the first decoded picture came out with
     // sound: first and last times, packets' common length
     int64_t audio_first, audio_end;
     int64_t audio_trim; // samples to drop at the very end
@@ -70,13 +73,29 @@ static bool is_usable_audio(const AVStream *st)
            par->ch_layout.nb_channels <= 64 && avcodec_find_decoder(par->codec_id);
 }
 
-// Better: marked as default, then more pixels (sound: more channels), then earlier.
-static int64_t video_score(const AVStream *st)
+// A cover that is not marked as one: Matroska and others hold it as an ordinary stream.
+static bool may_be_still(const AVStream *st)
 {
-    return (int64_t)st->codecpar->width * st->codecpar->height +
-           (st->disposition & AV_DISPOSITION_DEFAULT ? INT64_C(1) << 40 : 0);
+    switch (st->codecpar->codec_id) {
+    case AV_CODEC_ID_PNG:
+    case AV_CODEC_ID_MJPEG:
+    case AV_CODEC_ID_GIF:
+        return true;
+    default:
+        return st->nb_frames == 1;
+    }
 }
 
+// Better: no still, then more pixels, then earlier; the one marked as default stands for four times
+// its pixels. MP4 marks the first one anyhow, which may be a thumbnail.
+static int64_t video_score(const AVStream *st)
+{
+    return (int64_t)st->codecpar->width * st->codecpar->height *
+               (st->disposition & AV_DISPOSITION_DEFAULT ? 4 : 1) +
+           (may_be_still(st) ? 0 : INT64_C(1) << 40);
+}
+
+// Better: marked as default, then more channels, then earlier.
 static int64_t audio_score(const AVStream *st)
 {
     return st->codecpar->ch_layout.nb_channels +
@@ -145,7 +164,8 @@ static enum status try_decode(struct probe *p, int stream, int *ret_samples, str
         (void)avcodec_send_packet(dec, r >= 0 ? pkt : NULL); // a bad packet is not the end
         av_packet_unref(pkt);
         while (avcodec_receive_frame(dec, frame) >= 0) {
-            got++;
+            if (got++ == 0 && !is_audio)
+                p->first_shown = frame->best_effort_timestamp;
             same = frame->nb_samples == length ? same + 1 : 1;
             length = frame->nb_samples;
             if (same >= 3)
@@ -191,6 +211,7 @@ static enum status note_video(struct probe *p, const AVPacket *pkt, struct err *
     int64_t t = pkt->pts != AV_NOPTS_VALUE ? pkt->pts : pkt->dts;
     if (t == AV_NOPTS_VALUE || (pkt->flags & AV_PKT_FLAG_DISCARD))
         return STATUS_OK;
+    p->no_pts |= p->frames.n == 0 && pkt->pts == AV_NOPTS_VALUE;
     struct stamp s = {t, pkt->duration, pkt->pos, (pkt->flags & AV_PKT_FLAG_KEY) != 0};
     if (p->frames.n >= MEDIA_MAX_FRAMES)
         return err_set(err, STATUS_INVALID_ARGUMENT, "the file holds more than %u pictures",
@@ -546,19 +567,25 @@ static int64_t to_us(int64_t t, AVRational tb)
 }
 
 // Time 0 of the timeline, in us of source time. MP4 and Matroska say it themselves unless what they
-// say would mean minutes of nothing (a recording that was joined in the middle).
+// say would mean minutes of nothing (a recording that was joined in the middle), or so little that
+// it stems from a muxer that had to write no negative times. Sound that leads by less than a few
+// pictures is what an encoder put before it: repeating the first picture for it would add pictures
+// that the film does not have.
 static int64_t find_zero(const struct probe *p)
 {
-    int64_t first = INT64_MAX;
+    int64_t first = INT64_MAX, picture = INT64_MAX;
     if (p->frames.n)
-        first = to_us(p->frames.p[0].pts, p->frames.tb);
+        first = picture = to_us(p->frames.p[0].pts, p->frames.tb);
     if (p->n_audio) {
         int64_t a = to_us(p->audio_first, p->in->fmt->streams[p->audio]->time_base);
         if (a < first)
             first = a;
     }
     bool own = codec_is_mov(p->in) || str_starts_with(p->in->fmt->iformat->name, "matroska");
-    return own && first > -1000000 && first < 5000000 ? 0 : first;
+    if (own && first > -1000000 && first < 5000000 && (first < 0 || first > SMALL_LEAD_US))
+        first = 0;
+    bool close = picture != INT64_MAX && picture > first && picture - first <= SMALL_LEAD_US;
+    return close ? picture : first;
 }
 
 static void set_seek_modes(struct probe *p)
@@ -593,6 +620,17 @@ static void trim_start(struct stamps *s, int64_t zero_us)
         s->p[0].pts = zero;
 }
 
+// Where packets tell only when they are decoded (AVI), pictures come out of a decoder that reorders
+// with the times of later packets: all are that much late.
+static void take_off_delay(struct probe *p)
+{
+    if (!p->no_pts || p->frames.n == 0 || p->first_shown == AV_NOPTS_VALUE)
+        return;
+    int64_t delay = p->first_shown - p->frames.p[0].pts;
+    if (delay > 0 && av_compare_ts(delay, p->frames.tb, 1, (AVRational){1, 1}) <= 0)
+        p->plan->source.video_zero += delay;
+}
+
 static enum status make_plan(struct probe *p, int audio_frame, struct err *err)
 {
     struct media_plan *plan = p->plan;
@@ -605,6 +643,7 @@ static enum status make_plan(struct probe *p, int audio_frame, struct err *err)
         trim_start(&p->frames, zero);
         plan->source.tracks[p->video].chosen = true;
         s = plan_video(p, av_rescale_q(zero, AV_TIME_BASE_Q, p->frames.tb), err);
+        take_off_delay(p);
     }
     if (s == STATUS_OK && p->audio >= 0) {
         AVRational tb = p->in->fmt->streams[p->audio]->time_base;

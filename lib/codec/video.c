@@ -53,8 +53,9 @@ struct video_job {
     const struct media_grid *grid;
     int stream;
     AVCodecContext *dec;
-    int64_t zero;  // stream ticks of timeline 0
-    int64_t slack; // grid ticks by which a frame may be later than the grid frame it shows at
+    int64_t zero;     // stream ticks of timeline 0
+    int64_t expected; // stream ticks of a picture that says no time; unknown: AV_NOPTS_VALUE
+    int64_t slack;    // grid ticks by which a frame may be later than the grid frame it shows at
     uint32_t first_frame, end_frame, next_frame;
     struct codec_scaler *scalers[MEDIA_MAX_RENDITIONS]; // NULL: not needed
     AVFrame *pictures[MEDIA_MAX_RENDITIONS];            // of the current decoded frame
@@ -337,15 +338,26 @@ static int64_t frame_time(const struct video_job *j, const AVFrame *f)
     const AVStream *st = j->in->fmt->streams[j->stream];
     int64_t t = f->best_effort_timestamp;
     if (t == AV_NOPTS_VALUE)
+        t = j->expected;
+    if (t == AV_NOPTS_VALUE)
         return MEDIA_TIME_UNKNOWN;
     return av_rescale_q_rnd(t - j->zero, st->time_base, (AVRational){1, (int)j->grid->timescale},
                             AV_ROUND_NEAR_INF | AV_ROUND_PASS_MINMAX);
+}
+
+// The last pictures of a film whose packets say only when they are decoded come out without a time.
+static void note_expected(struct video_job *j, const AVFrame *f)
+{
+    int64_t t = f->best_effort_timestamp != AV_NOPTS_VALUE ? f->best_effort_timestamp : j->expected;
+    bool known = t != AV_NOPTS_VALUE && f->pkt_duration > 0;
+    j->expected = known ? t + f->pkt_duration : AV_NOPTS_VALUE;
 }
 
 // A decoded frame has come: everything on the grid before it shows the one we have.
 static enum status take_frame(struct video_job *j, AVFrame *frame, struct err *err)
 {
     int64_t t = frame_time(j, frame);
+    note_expected(j, frame);
     while (t != MEDIA_TIME_UNKNOWN && j->current && j->next_frame < j->end_frame &&
            media_grid_frame_time(j->grid, j->next_frame) + j->slack < t) {
         enum status s = show(j, err);
@@ -450,6 +462,7 @@ static enum status decode_from_somewhere(struct video_job *j, struct err *err)
         if (s != STATUS_OK)
             return s;
         avcodec_flush_buffers(j->dec);
+        j->expected = AV_NOPTS_VALUE;
         enum start_state start = START_FINE;
         s = decode(j, last, &start, err);
         if (s != STATUS_OK)
