@@ -36,7 +36,18 @@ enum status codec_encode(const struct codec_source *src, const struct media_plan
     s = codec_input_open(src, &in, err);
     if (s != STATUS_OK)
         return s;
-    if (plan->renditions[task->renditions[0]].kind == MEDIA_VIDEO)
-        return codec_encode_video(in, plan, task, sink, err);
-    return codec_encode_audio(in, plan, task, sink, err);
+    struct media_task encoded = *task;
+    encoded.n_renditions = 0;
+    for (uint32_t i = 0; s == STATUS_OK && i < task->n_renditions; i++) {
+        uint8_t r = task->renditions[i];
+        if (plan->renditions[r].copy)
+            s = codec_copy_video(in, plan, task, r, sink, err);
+        else
+            encoded.renditions[encoded.n_renditions++] = r;
+    }
+    if (s != STATUS_OK || encoded.n_renditions == 0)
+        return s;
+    if (plan->renditions[encoded.renditions[0]].kind == MEDIA_VIDEO)
+        return codec_encode_video(in, plan, &encoded, sink, err);
+    return codec_encode_audio(in, plan, &encoded, sink, err);
 }

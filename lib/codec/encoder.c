@@ -204,7 +204,9 @@ enum status codec_encoder_matches(const AVCodecContext *enc, const struct media_
 
 static void write_recipe(struct media_rendition *r)
 {
-    if (r->kind == MEDIA_VIDEO)
+    if (r->copy)
+        snprintf(r->recipe, sizeof(r->recipe), "copy of track %u", (unsigned)r->track);
+    else if (r->kind == MEDIA_VIDEO)
         snprintf(
             r->recipe, sizeof(r->recipe),
             "libx264 preset=veryfast profile=%u level=%u crf=%u maxrate=%u bufsize=%u %s fps=%d/%d "
@@ -279,6 +281,15 @@ static enum status make_init(struct media_rendition *r, const struct buf *config
     return s;
 }
 
+enum status codec_rendition_describe(struct media_rendition *r, const struct buf *config,
+                                     struct err *err)
+{
+    name_codec(r, config);
+    write_recipe(r);
+    enum status s = make_init(r, config, err);
+    return s == STATUS_OK ? digest_recipe(r, err) : s;
+}
+
 enum status codec_rendition_finish(struct media_rendition *r, struct err *err)
 {
     AUTO(codec_context_free_p) AVCodecContext *enc = NULL;
@@ -294,13 +305,8 @@ enum status codec_rendition_finish(struct media_rendition *r, struct err *err)
     struct buf config;
     buf_init(&config, CONFIG_MAX);
     s = codec_encoder_config(enc, r->codec, &config, err);
-    if (s == STATUS_OK) {
-        name_codec(r, &config);
-        write_recipe(r);
-        s = make_init(r, &config, err);
-    }
     if (s == STATUS_OK)
-        s = digest_recipe(r, err);
+        s = codec_rendition_describe(r, &config, err);
     buf_done(&config);
     return s;
 }

@@ -45,7 +45,10 @@ enum status codec_input_seek(struct codec_input *in, int stream, enum media_seek
 // ---- encoder.c: encoders by rendition, and what plans say about them ----
 enum status codec_encoder_open(const struct media_rendition *r, AVCodecContext **ret,
                                struct err *err) MUST_CHECK;
-// Recipe, digest, codecs string, init segment, priming: from an opened encoder.
+// Recipe, digest, codecs string and init segment, by the decoder's configuration.
+enum status codec_rendition_describe(struct media_rendition *r, const struct buf *config,
+                                     struct err *err) MUST_CHECK;
+// The same and the priming, from an opened encoder.
 enum status codec_rendition_finish(struct media_rendition *r, struct err *err) MUST_CHECK;
 // The decoder configuration that goes into the init segment, from an opened encoder.
 enum status codec_encoder_config(const AVCodecContext *enc, enum media_codec codec, struct buf *ret,
@@ -104,9 +107,6 @@ enum status codec_scaler_run(struct codec_scaler *s, const AVFrame *in, AVFrame 
 int codec_rotation(const AVStream *st); // degrees clockwise: 0, 90, 180, 270
 // Size as shown: upright, square pixels.
 void codec_display_size(const AVStream *st, uint32_t *ret_w, uint32_t *ret_h);
-void codec_facts(const struct codec_input *in, struct media_source *s);
-
-// ---- video.c, audio.c ----
 // Text from outside: valid UTF-8 without control characters, or nothing. src may be NULL.
 void codec_copy_text(char *dst, size_t size, const char *src);
 void codec_tags(const struct codec_input *in, struct media_source *s); // tags.c
@@ -116,3 +116,24 @@ enum status codec_encode_video(struct codec_input *in, const struct media_plan *
 enum status codec_encode_audio(struct codec_input *in, const struct media_plan *plan,
                                const struct media_task *task, const struct codec_sink *sink,
                                struct err *err) MUST_CHECK;
+void codec_facts(const struct codec_input *in, struct media_source *s);
+
+// ---- remux.c: renditions that are copies of the source's packets ----
+struct codec_picture {    // what the probe knows of one, in order of presentation
+    int64_t pts, pos;     // source ticks; byte offset
+    uint32_t order, size; // which packet of the stream it is, and its bytes
+    bool key;
+};
+// Cut the video grid, whose frames are set, at keyframes, when the source's pictures can be copied
+// into its segments as they are. *ret_fits false: it is not cut.
+enum status codec_copy_cut(struct codec_input *in, int stream, struct media_plan *plan,
+                           const struct codec_picture *pics, size_t n, bool *ret_fits,
+                           struct err *err) MUST_CHECK;
+// Add the rendition "vcopy" to a plan that codec_copy_cut() has cut.
+enum status codec_copy_add(const struct codec_input *in, int stream, struct media_plan *plan,
+                           const struct codec_picture *pics, size_t n, struct err *err) MUST_CHECK;
+enum status codec_copy_video(struct codec_input *in, const struct media_plan *plan,
+                             const struct media_task *task, size_t rendition,
+                             const struct codec_sink *sink, struct err *err) MUST_CHECK;
+
+// ---- video.c, audio.c ----

@@ -19,11 +19,13 @@
 
 struct stamp {
     int64_t pts, duration, pos;
+    uint32_t order, size; // as they lie in the source
     bool key;
 };
 struct stamps {
     struct stamp *p;
     size_t n, cap;
+    bool uneven; // there are packets that are no picture at a time of its own
     AVRational tb;
 };
 
@@ -31,10 +33,11 @@ struct probe {
     struct codec_input *in;
     const struct codec_sink *progress;
     struct media_plan *plan;
-    int video, audio; // stream numbers, -1 none
-    struct stamps frames;
     bool no_pts;         // packets of the picture do not say when it is shown
     int64_t first_shown; // the time that the first decoded picture came out with
+    int video, audio; // stream numbers, -1 none
+    struct stamps frames;
+    struct codec_picture *pictures; // may be NULL
     // sound: first and last times, packets' common length
     int64_t audio_first, audio_end;
     int64_t audio_trim; // samples to drop at the very end
@@ -209,10 +212,17 @@ static void note_audio(struct probe *p, const AVPacket *pkt)
 static enum status note_video(struct probe *p, const AVPacket *pkt, struct err *err)
 {
     int64_t t = pkt->pts != AV_NOPTS_VALUE ? pkt->pts : pkt->dts;
+    p->frames.uneven |= pkt->pts == AV_NOPTS_VALUE || (pkt->flags & AV_PKT_FLAG_DISCARD) ||
+                        av_packet_get_side_data(pkt, AV_PKT_DATA_NEW_EXTRADATA, NULL);
+    p->no_pts |= p->frames.n == 0 && pkt->pts == AV_NOPTS_VALUE;
     if (t == AV_NOPTS_VALUE || (pkt->flags & AV_PKT_FLAG_DISCARD))
         return STATUS_OK;
-    p->no_pts |= p->frames.n == 0 && pkt->pts == AV_NOPTS_VALUE;
-    struct stamp s = {t, pkt->duration, pkt->pos, (pkt->flags & AV_PKT_FLAG_KEY) != 0};
+    struct stamp s = {.pts = t,
+                      .duration = pkt->duration,
+                      .pos = pkt->pos,
+                      .order = (uint32_t)p->frames.n,
+                      .size = (uint32_t)pkt->size,
+                      .key = (pkt->flags & AV_PKT_FLAG_KEY) != 0};
     if (p->frames.n >= MEDIA_MAX_FRAMES)
         return err_set(err, STATUS_INVALID_ARGUMENT, "the file holds more than %u pictures",
                        MEDIA_MAX_FRAMES);
@@ -268,6 +278,7 @@ static void sort_stamps(struct stamps *s)
         else
             s->p[n++] = s->p[i];
     }
+    s->uneven |= n != s->n;
     s->n = n;
 }
 
@@ -444,6 +455,23 @@ static enum status cut_video(struct probe *p, struct err *err)
     return st;
 }
 
+// At keyframes alone where the pictures can be copied; p->pictures are then what "vcopy" is made
+// of.
+static enum status cut_video_for_copies(struct probe *p, bool *ret_fits, struct err *err)
+{
+    const struct stamps *s = &p->frames;
+    *ret_fits = false;
+    if (s->uneven)
+        return STATUS_OK;
+    p->pictures = mem_array(s->n, sizeof(*p->pictures));
+    if (!p->pictures)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "probe: out of memory");
+    for (size_t i = 0; i < s->n; i++)
+        p->pictures[i] = (struct codec_picture){s->p[i].pts, s->p[i].pos, s->p[i].order,
+                                                s->p[i].size, s->p[i].key};
+    return codec_copy_cut(p->in, p->video, p->plan, p->pictures, s->n, ret_fits, err);
+}
+
 // Least delay by which x264 with up to three B-frames in two levels reorders: two frames.
 static uint32_t reorder_shift(const struct media_grid *g)
 {
@@ -503,9 +531,16 @@ static enum status plan_video(struct probe *p, int64_t zero, struct err *err)
         s = constant_grid(p, rate, places, zero, err);
     else
         s = variable_grid(p, zero, err);
+    bool copied = false;
     if (s == STATUS_OK)
+        s = cut_video_for_copies(p, &copied, err);
+    if (s == STATUS_OK && !copied)
         s = cut_video(p, err);
-    return s == STATUS_OK ? add_ladder(p, err) : s;
+    if (s == STATUS_OK)
+        s = add_ladder(p, err);
+    if (s == STATUS_OK && copied)
+        s = codec_copy_add(p->in, p->video, p->plan, p->pictures, p->frames.n, err);
+    return s;
 }
 
 // ---- the audio grid ----
@@ -588,14 +623,17 @@ static int64_t find_zero(const struct probe *p)
     return close ? picture : first;
 }
 
+static enum media_seek seek_mode(const char *format)
+{
+    if (str_starts_with(format, "mpeg")) // transport and program streams: no index at all
+        return MEDIA_SEEK_BYTES;
+    return str_eq(format, "ogg") || str_eq(format, "gif") ? MEDIA_SEEK_NONE : MEDIA_SEEK_TIME;
+}
+
 static void set_seek_modes(struct probe *p)
 {
     struct media_source *s = &p->plan->source;
     const char *f = p->in->fmt->iformat->name;
-    bool packets = str_starts_with(f, "mpeg"); // transport and program streams: no index at all
-    s->seek = packets                                ? MEDIA_SEEK_BYTES
-              : str_eq(f, "ogg") || str_eq(f, "gif") ? MEDIA_SEEK_NONE
-                                                     : MEDIA_SEEK_TIME;
     // Seeking by time must give exact times of samples: these do; others are short enough to be
     // decoded from the beginning, or long enough for a small error to be the lesser evil.
     bool exact = codec_is_mov(p->in) || str_starts_with(f, "matroska") || str_eq(f, "wav") ||
@@ -612,6 +650,7 @@ static void trim_start(struct stamps *s, int64_t zero_us)
     size_t n = 0;
     while (n + 1 < s->n && s->p[n + 1].pts <= zero)
         n++;
+    s->uneven |= s->n && s->p[0].pts < zero;
     if (n) {
         s->n -= n;
         memmove(s->p, s->p + n, s->n * sizeof(*s->p));
@@ -636,6 +675,7 @@ static enum status make_plan(struct probe *p, int audio_frame, struct err *err)
     struct media_plan *plan = p->plan;
     int64_t zero = find_zero(p);
     plan->source.timeline_zero_us = zero;
+    plan->source.seek = seek_mode(p->in->fmt->iformat->name);
     plan->kind = p->video >= 0 ? MEDIA_VIDEO : MEDIA_AUDIO;
     str_copy(plan->build, sizeof(plan->build), codec_build());
     enum status s = STATUS_OK;
@@ -747,6 +787,7 @@ enum status codec_probe(const struct codec_source *src, const struct codec_sink 
     if (s == STATUS_OK)
         s = run(&p, err);
     mem_free(p.frames.p);
+    mem_free(p.pictures);
     codec_input_close(p.in);
     if (s == STATUS_OK)
         *ret = TAKE(plan);

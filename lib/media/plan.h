@@ -255,6 +255,11 @@ struct media_keyframe {
 // Cut the video grid (its frames are set) into segments and chunks. keys rise by time; may be none.
 enum status media_plan_cut_video(struct media_grid *g, const struct media_keyframe *keys,
                                  size_t n_keys, struct err *err) MUST_CHECK;
+// The same, but every cut is at a keyframe, so that segments can be copies of the source's packets.
+// keys' times are frames of the grid, the first at 0. *ret_cut false and the grid as it was: they
+// are too far apart (or too close to make sense of).
+enum status media_plan_cut_at_keys(struct media_grid *g, const struct media_keyframe *keys,
+                                   size_t n_keys, bool *ret_cut, struct err *err) MUST_CHECK;
 // The audio grid for n_samples at 48 kHz; priming is the largest of the renditions'.
 enum status media_plan_cut_audio(struct media_grid *g, int64_t n_samples, uint32_t priming,
                                  struct err *err) MUST_CHECK;

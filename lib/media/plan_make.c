@@ -147,6 +147,69 @@ enum status media_plan_cut_video(struct media_grid *g, const struct media_keyfra
     return cut_chunks(g, chunk_sizes, N_ELEMENTS(chunk_sizes), err);
 }
 
+// Milliseconds; keyframes 10 s apart are what encoders usually make at least.
+#define LEAST_COPY_MS 1500
+#define MOST_COPY_MS 11000
+
+// The end of the segment that begins at keyframe `at`: the index of the keyframe nearest to the
+// wanted length, n_keys for the grid's end; SIZE_MAX when none is near enough.
+static size_t next_cut(const struct media_grid *g, const struct media_keyframe *keys, size_t n_keys,
+                       size_t at, int64_t length)
+{
+    int64_t start = keys[at].time, tail = ms_ticks(g, TAIL_MS);
+    size_t best = SIZE_MAX;
+    int64_t best_off = INT64_MAX;
+    for (size_t i = at + 1; i <= n_keys; i++) {
+        int64_t d = (i < n_keys ? keys[i].time : g->duration) - start;
+        if (d > ms_ticks(g, MOST_COPY_MS) + (i == n_keys ? tail : 0))
+            break;
+        bool fits =
+            i == n_keys || (d >= ms_ticks(g, LEAST_COPY_MS) && g->duration - keys[i].time >= tail);
+        int64_t off = d > length ? d - length : length - d;
+        if (fits && off < best_off) {
+            best = i;
+            best_off = off;
+        }
+    }
+    return best;
+}
+
+enum status media_plan_cut_at_keys(struct media_grid *g, const struct media_keyframe *keys,
+                                   size_t n_keys, bool *ret_cut, struct err *err)
+{
+    static const uint32_t chunk_sizes[] = {1, 2, 4};
+    *ret_cut = false;
+    if (n_keys == 0 || keys[0].time != 0)
+        return STATUS_OK;
+    size_t max = (size_t)(g->duration / ms_ticks(g, LEAST_COPY_MS)) + 2, n = 0;
+    AUTO(mem_free_p) struct media_segment *segments = mem_array(max, sizeof(*segments));
+    if (!segments)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "plan: out of memory");
+    uint32_t frame = 0;
+    for (size_t at = 0; at < n_keys;) {
+        int64_t length = ms_ticks(g, n < N_FIRST_SEGMENTS ? FIRST_SEGMENT_MS : SEGMENT_MS);
+        size_t next = next_cut(g, keys, n_keys, at, length);
+        if (next == SIZE_MAX || n == max || n == MEDIA_MAX_SEGMENTS)
+            return STATUS_OK;
+        uint32_t end = next < n_keys ? frame_at(g, frame + 1, keys[next].time) : g->n_frames;
+        int64_t ends = media_grid_frame_time(g, end);
+        if (next < n_keys && ends != keys[next].time)
+            return STATUS_OK;
+        segments[n++] = (struct media_segment){.start = keys[at].time,
+                                               .duration = ends - keys[at].time,
+                                               .first_frame = frame,
+                                               .n_frames = end - frame,
+                                               .seek_ticks = keys[at].ticks,
+                                               .seek_offset = keys[at].offset};
+        frame = end;
+        at = next;
+    }
+    g->segments = TAKE(segments);
+    g->n_segments = n;
+    *ret_cut = true;
+    return cut_chunks(g, chunk_sizes, N_ELEMENTS(chunk_sizes), err);
+}
+
 // ---- cutting audio ----
 
 #define AUDIO_BLOCKS 12 // 3.84 s
@@ -293,8 +356,8 @@ void media_plan_set_bandwidth(struct media_plan *p)
         double window = shortest_window_s(g), boxes = 160 * 8 / window;
         if (r->kind == MEDIA_VIDEO) {
             double fps = (double)g->n_frames * g->timescale / (double)g->duration;
-            r->bandwidth_bps =
-                clamp_rate(r->maxrate_bps * (1 + 0.5 / window) + boxes + fps * 16 * 8);
+            double peak = r->copy ? 1 : 1 + 0.5 / window; // a copy's segments are known
+            r->bandwidth_bps = clamp_rate(r->maxrate_bps * peak + boxes + fps * 16 * 8);
         } else {
             // Both encoders vary around their rate; a fifth covers what was seen over one segment.
             double packets = (double)MEDIA_AUDIO_RATE / r->frame_samples;

@@ -1,0 +1,293 @@
+// What goes in and comes out in many forms: copies of the source's packets, on films that the
+// ffmpeg program makes.
+#include "codec/codec.h"
+
+#include <fcntl.h>
+#include <setjmp.h>
+#include <spawn.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/mem.h"
+#include "base/str.h"
+#include "codec/internal.h"
+
+extern char **environ;
+
+// ---- films ----
+
+// args: ffmpeg's, separated by single spaces, without the output. Fails the test, or skips it when
+// there is no ffmpeg.
+static struct codec_source make_film(const char *args, const char *suffix)
+{
+    char words[1024], path[64], *argv[64] = {NULL};
+    size_t n = 0;
+    struct stat st;
+    snprintf(path, sizeof(path), "/tmp/cauce-formats-XXXXXX%s", suffix);
+    int fd = mkstemps(path, (int)strlen(suffix));
+    assert_true(fd >= 0);
+    close(fd);
+    snprintf(words, sizeof(words), "ffmpeg -y -v error -nostdin %s %s", args, path);
+    for (char *rest = words, *w; n < 63 && (w = strsep(&rest, " "));)
+        argv[n++] = w;
+    pid_t pid = 0;
+    int status = -1;
+    if (posix_spawnp(&pid, "ffmpeg", NULL, NULL, argv, environ) != 0) {
+        unlink(path);
+        printf("[  NOTE    ] no ffmpeg to make a film with\n");
+        skip();
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    unlink(path);
+    if (status != 0)
+        fail_msg("ffmpeg %s: %d", args, status);
+    assert_true(fd >= 0);
+    assert_int_equal(fstat(fd, &st), 0);
+    return (struct codec_source){.fd = fd, .size = st.st_size};
+}
+
+static struct media_plan *probe(const struct codec_source *s)
+{
+    struct media_plan *p = NULL;
+    struct err err = ERR_INIT;
+    if (codec_probe(s, NULL, &p, &err) != STATUS_OK)
+        fail_msg("%s", err.msg);
+    // As it comes to whoever encodes.
+    struct buf b;
+    struct media_plan *again = NULL;
+    buf_init(&b, MEDIA_PLAN_MAX_BYTES);
+    if (media_plan_encode(p, &b, &err) != STATUS_OK ||
+        media_plan_decode(b.data, b.len, &again, &err) != STATUS_OK)
+        fail_msg("%s", err.msg);
+    buf_done(&b);
+    media_plan_free(p);
+    return again;
+}
+
+// ---- pictures, decoded ----
+
+struct pictures {
+    uint64_t *hash; // of each picture, in order
+    int64_t *time;  // microseconds from the first
+    size_t n;
+};
+
+static void pictures_done(struct pictures *p)
+{
+    free(p->hash);
+    free(p->time);
+}
+
+static uint64_t hash_frame(const AVFrame *f)
+{
+    uint64_t h = 1469598103934665603U;
+    int bytes = f->format == AV_PIX_FMT_YUV420P10 ? 2 : 1;
+    for (int p = 0; p < 3; p++)
+        for (int y = 0; y < f->height >> (p > 0); y++)
+            for (int x = 0; x < (f->width >> (p > 0)) * bytes; x++)
+                h = (h ^ f->data[p][(ptrdiff_t)y * f->linesize[p] + x]) * 1099511628211U;
+    return h;
+}
+
+static void note_picture(struct pictures *ret, const AVFrame *f, AVRational tb)
+{
+    ret->hash = realloc(ret->hash, (ret->n + 1) * sizeof(*ret->hash));
+    ret->time = realloc(ret->time, (ret->n + 1) * sizeof(*ret->time));
+    assert_true(ret->hash && ret->time);
+    ret->hash[ret->n] = hash_frame(f);
+    ret->time[ret->n++] = av_rescale_q(f->best_effort_timestamp, tb, AV_TIME_BASE_Q);
+}
+
+// The first video stream of some file, by FFmpeg's own demuxer and decoder.
+static void decode_all(const struct codec_source *s, struct pictures *ret)
+{
+    struct codec_input *in = NULL;
+    struct err err = ERR_INIT;
+    AVCodecContext *dec = NULL;
+    AVPacket *pkt = av_packet_alloc();
+    AVFrame *f = av_frame_alloc();
+    *ret = (struct pictures){.n = 0};
+    if (codec_input_open(s, &in, &err) != STATUS_OK)
+        fail_msg("%s", err.msg);
+    int v = av_find_best_stream(in->fmt, AVMEDIA_TYPE_VIDEO, -1, -1, NULL, 0);
+    assert_true(v >= 0 && pkt && f);
+    if (codec_decoder_open(in, v, 1, &dec, &err) != STATUS_OK)
+        fail_msg("%s", err.msg);
+    for (bool end = false; !end;) {
+        end = av_read_frame(in->fmt, pkt) < 0;
+        if (end || pkt->stream_index == v)
+            assert_int_equal(avcodec_send_packet(dec, end ? NULL : pkt), 0);
+        av_packet_unref(pkt);
+        while (avcodec_receive_frame(dec, f) >= 0)
+            note_picture(ret, f, in->fmt->streams[v]->time_base);
+    }
+    av_frame_free(&f);
+    av_packet_free(&pkt);
+    avcodec_free_context(&dec);
+    codec_input_close(in);
+}
+
+// ---- segments ----
+
+struct collected {
+    const struct media_plan *plan;
+    struct buf file;
+    uint32_t next, first;
+};
+
+static enum status collect(void *ud, const struct media_segment_out *out, const void *bytes,
+                           size_t n, struct err *err)
+{
+    struct collected *c = ud;
+    struct media_fragment f;
+    assert_int_equal(out->segment, c->next++);
+    assert_int_equal(media_cmaf_check(c->plan, out->rendition, out->segment, bytes, n, &f, err),
+                     STATUS_OK);
+    assert_int_equal(out->repeated + out->dropped, 0);
+    return buf_append(&c->file, bytes, n) ? STATUS_OK : STATUS_RESOURCE_EXHAUSTED;
+}
+
+// A file of the init segment and the segments [first, first + n) of a rendition.
+static struct codec_source make_segments(const struct codec_source *s, const struct media_plan *p,
+                                         int rendition, uint32_t first, uint32_t n)
+{
+    struct media_task t = {.kind = MEDIA_TASK_CHUNK,
+                           .source_size = s->size,
+                           .threads = 1,
+                           .first_segment = first,
+                           .n_segments = n,
+                           .n_renditions = 1,
+                           .renditions = {(uint8_t)rendition}};
+    struct collected c = {.plan = p, .next = first};
+    struct codec_sink sink = {.segment = collect, .ud = &c};
+    struct err err = ERR_INIT;
+    buf_init(&c.file, 64 << 20);
+    buf_append(&c.file, p->renditions[rendition].init, p->renditions[rendition].init_len);
+    if (codec_encode(s, p, &t, &sink, &err) != STATUS_OK)
+        fail_msg("%s", err.msg);
+    assert_int_equal(c.next, first + n);
+    int fd = memfd_create("segments", MFD_CLOEXEC);
+    assert_true(fd >= 0 && write(fd, c.file.data, c.file.len) == (ssize_t)c.file.len);
+    struct codec_source ret = {.fd = fd, .size = (int64_t)c.file.len};
+    buf_done(&c.file);
+    return ret;
+}
+
+// ---- copies ----
+
+#define FILM "-f lavfi -i testsrc2=size=128x72:rate=24:duration=9 "
+#define X264 "-c:v libx264 -preset veryfast -pix_fmt yuv420p "
+
+static const struct {
+    const char *args, *suffix;
+    bool fits;
+    const char *codecs; // begins so; NULL: not told
+} copies[] = {
+    {FILM X264 "-g 48 -bf 2", ".mp4", true, "avc1."},
+    {FILM X264 "-g 48 -bf 2", ".mkv", true, "avc1."},
+    {FILM X264 "-g 36 -bf 2 -keyint_min 36 -sc_threshold 0", ".ts", true, "avc1."},
+    {FILM X264 "-g 24 -bf 0 -movflags +frag_keyframe+empty_moov", ".mp4", true, "avc1."},
+    {FILM X264 "-profile:v baseline -g 100", ".flv", true, "avc1.42"},
+    {FILM X264 "-g 240 -bf 2", ".mp4", true, NULL}, // one keyframe: one segment
+    {FILM "-c:v libx265 -preset ultrafast -pix_fmt yuv420p -tag:v hvc1 -x265-params "
+          "log-level=none:keyint=48:open-gop=0:pools=none:frame-threads=1",
+     ".mp4", true, "hvc1.1."},
+    {FILM "-c:v libx265 -preset ultrafast -pix_fmt yuv420p10le -x265-params "
+          "log-level=none:keyint=48:open-gop=0:pools=none:frame-threads=1",
+     ".ts", true, "hvc1.2."},
+    // Pictures of their own times.
+    {FILM "-vf settb=1/90000,setpts=(N/24+(N-5*trunc(N/5))*0.005)/TB -fps_mode passthrough "
+          "-video_track_timescale 90000 " X264 "-g 48 -bf 2",
+     ".mp4", true, NULL},
+    // Its only closed group is the whole film, too long for a segment.
+    {"-f lavfi -i testsrc2=size=128x72:rate=24:duration=14 " X264
+     "-g 48 -bf 3 -x264-params open-gop=1:bframes=3:b-adapt=0 -sc_threshold 0",
+     ".ts", false, NULL},
+    {FILM "-vf setpts=(N/24+trunc(N/100)*2)/TB " X264 "-g 48 -fps_mode passthrough", ".mp4", false,
+     NULL},
+    {FILM "-c:v libx264 -preset veryfast -pix_fmt yuv444p -g 48", ".mp4", false, NULL},
+    {FILM X264 "-g 48 -vf setsar=4/3", ".mp4", false, NULL},
+    {FILM X264 "-flags +ildct+ilme -x264-params tff=1:keyint=48", ".mp4", false, NULL},
+    {FILM "-c:v mpeg4 -g 48", ".mp4", false, NULL},
+};
+
+static void check_cuts(const struct media_plan *p, const char *args)
+{
+    const struct media_grid *g = &p->video;
+    for (size_t i = 0; i + 1 < g->n_segments; i++) {
+        int64_t ms = media_segment_duration_us(g, i) / 1000;
+        if (ms < 1400 || ms > 11000)
+            fail_msg("%s: segment %zu lasts %lld ms", args, i, (long long)ms);
+    }
+}
+
+// The pictures and their times are the source's, whole and from any segment on.
+static void check_copy(const struct codec_source *s, const struct media_plan *p, int r,
+                       const char *args)
+{
+    const struct media_grid *g = &p->video;
+    struct pictures want, got;
+    decode_all(s, &want);
+    for (uint32_t first = 0; first < g->n_segments; first++) {
+        uint32_t n = first == 0 ? (uint32_t)g->n_segments : 1, at = g->segments[first].first_frame;
+        uint32_t frames = first == 0 ? g->n_frames : g->segments[first].n_frames;
+        struct codec_source copy = make_segments(s, p, r, first, n);
+        decode_all(&copy, &got);
+        if (got.n != frames || memcmp(got.hash, want.hash + at, frames * sizeof(*got.hash)) != 0)
+            fail_msg("%s: %zu pictures of segment %u differ from the source's %u", args, got.n,
+                     first, frames);
+        for (uint32_t i = 0; i < frames; i++) {
+            int64_t off = (got.time[i] - got.time[0]) - (want.time[at + i] - want.time[at]);
+            if (off < -1100 || off > 1100)
+                fail_msg("%s: picture %u is off by %lld us", args, at + i, (long long)off);
+        }
+        pictures_done(&got);
+        close(copy.fd);
+    }
+    pictures_done(&want);
+}
+
+static void test_copies_hold_the_pictures_of_the_source(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_ELEMENTS(copies); i++) {
+        struct codec_source s = make_film(copies[i].args, copies[i].suffix);
+        AUTO(media_plan_free_p) struct media_plan *p = probe(&s);
+        int r = media_plan_find(p, "vcopy");
+        if ((r >= 0) != copies[i].fits)
+            fail_msg("%s %s: %s", copies[i].args, copies[i].suffix, r < 0 ? "no copy" : "a copy");
+        if (r >= 0) {
+            assert_true(p->renditions[r].copy && p->renditions[r].lazy && r > 0);
+            if (copies[i].codecs && !str_starts_with(p->renditions[r].codecs, copies[i].codecs))
+                fail_msg("%s: codecs %s", copies[i].args, p->renditions[r].codecs);
+            check_cuts(p, copies[i].args);
+            check_copy(&s, p, r, copies[i].args);
+        }
+        close(s.fd);
+    }
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    struct err err = ERR_INIT;
+    return codec_preload(&err) == STATUS_OK ? 0 : -1;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_copies_hold_the_pictures_of_the_source),
+    };
+    return cmocka_run_group_tests(tests, set_up, NULL);
+}
