@@ -1,10 +1,14 @@
 // The worker's threads: one per slot, which waits for a task, does it and says how it went; and a
-// keeper, which renews every lease that is held and tells the orchestrator that we are here.
+// keeper, which renews every lease that is held and tells the orchestrator that we are here. While
+// leases are held a renewal is always under way: the orchestrator answers it at once when one is
+// lost, so that no encoder goes on for nobody. A task that is begun ends it, for a new one that
+// names it too.
 //
 // Nothing here lasts: a worker that dies loses its leases and nothing else.
 #include "transcode/internal.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -34,8 +38,11 @@ struct worker {
     struct list runs;       // under lock
     bool draining;
     struct cancel *cancel; // of polls
+    struct cancel *poll;   // of the renewal that waits, or NULL; under lock
+    unsigned n_begun;      // tasks so far; under lock
     pthread_t keeper;
     bool keeper_started;
+    unsigned n_seen;  // the keeper's own: of n_begun, when it looked last
     int64_t renew_ms; // the keeper's own
     unsigned n_cores;
     unsigned n_slots;
@@ -58,6 +65,20 @@ static bool rest(struct worker *w, int64_t ms)
     pthread_mutex_lock(&w->lock);
     int r = 0;
     while (!w->draining && r == 0)
+        r = pthread_cond_timedwait(&w->changed, &w->lock, &at);
+    bool go_on = !w->draining;
+    pthread_mutex_unlock(&w->lock);
+    return go_on;
+}
+
+// The keeper's: until a task is begun that it has not renewed yet. False: draining.
+static bool await_task(struct worker *w, int64_t ms)
+{
+    int64_t at_us = time_deadline_in_ms(ms);
+    struct timespec at = {.tv_sec = at_us / 1000000, .tv_nsec = at_us % 1000000 * 1000};
+    pthread_mutex_lock(&w->lock);
+    int r = 0;
+    while (!w->draining && r == 0 && w->n_begun == w->n_seen)
         r = pthread_cond_timedwait(&w->changed, &w->lock, &at);
     bool go_on = !w->draining;
     pthread_mutex_unlock(&w->lock);
@@ -209,7 +230,14 @@ static void take_on(struct worker *w, const Transcode__Task *t)
     pthread_mutex_lock(&w->lock);
     list_push_back(&w->runs, &r.link);
     bool late = w->draining;
+    w->n_begun++;
+    struct cancel *poll = w->poll ? cancel_ref(w->poll) : NULL;
+    pthread_cond_broadcast(&w->changed);
     pthread_mutex_unlock(&w->lock);
+    if (poll) {
+        cancel_fire(poll);
+        cancel_unref(poll);
+    }
     if (late)
         run_stop(&r, STOP_DRAIN);
     work_on(w, &r);
@@ -256,6 +284,17 @@ static void *slot_thread(void *ud)
 
 // ---------------------------------------------------------------- the keeper
 
+// "h264,aac,...": all that plans may ask for, since the codec program of this build has them.
+static void name_codecs(char *dst, size_t size)
+{
+    dst[0] = '\0';
+    for (int i = MEDIA_CODEC_NONE + 1; i < MEDIA_N_CODECS; i++) {
+        size_t n = strlen(dst);
+        (void)snprintf(dst + n, size - n, "%s%s", n ? "," : "",
+                       media_codec_name((enum media_codec)i));
+    }
+}
+
 static void join(struct worker *w)
 {
     struct err err = ERR_INIT;
@@ -264,12 +303,15 @@ static void join(struct worker *w)
         return;
     Transcode__JoinRequest req;
     transcode__join_request__init(&req);
-    char build[128], cpu[128];
+    char build[128], cpu[128], codecs[128];
     str_copy(build, sizeof build, w->env.build);
     str_copy(cpu, sizeof cpu, w->env.cpu_class);
+    name_codecs(codecs, sizeof codecs);
     req.slots = (int32_t)w->n_slots;
     req.build = build;
     req.cpu_class = cpu;
+    req.codecs = codecs;
+    req.threads = (int32_t)(w->n_slots > w->n_cores ? w->n_slots : w->n_cores);
     struct rpc_opts o = {.deadline_us = time_deadline_in_ms(CALL_MS), .cancel = w->cancel};
     AUTO(rpc_message_free_p) Transcode__JoinReply *reply = NULL;
     enum status s = transcode_work_join(c, &o, &req, &reply, &err);
@@ -279,7 +321,7 @@ static void join(struct worker *w)
         log_debug(w->env.log, "join_failed", F_ERR(&err));
 }
 
-// The leases that are held, as of now. Strings belong to the arena.
+// The leases that are held and not known to be lost, as of now. Strings belong to the arena.
 static Transcode__LeaseProgress **snapshot(struct worker *w, struct arena *a, size_t *ret_n)
 {
     Transcode__LeaseProgress **list = arena_array(a, w->n_slots, sizeof *list);
@@ -289,6 +331,8 @@ static Transcode__LeaseProgress **snapshot(struct worker *w, struct arena *a, si
     list_for_each(it, &w->runs)
     {
         struct run *r = list_entry(it, struct run, link);
+        if (run_stopped(r) == STOP_LOST)
+            continue; // it ends just now
         Transcode__LeaseProgress *p = arena_alloc(a, sizeof *p);
         char *id = arena_strdup(a, r->task->task_id);
         if (!p || !id || *ret_n == w->n_slots)
@@ -317,39 +361,82 @@ static void lose(struct worker *w, const char *task_id)
     pthread_mutex_unlock(&w->lock);
 }
 
-static void renew(struct worker *w)
+// The leases as of now and the token that ends the wait when there is another.
+static struct cancel *begin_poll(struct worker *w, struct arena *a, Transcode__RenewRequest *req)
+{
+    struct cancel *poll = cancel_new(w->cancel);
+    pthread_mutex_lock(&w->lock);
+    w->n_seen = w->n_begun;
+    w->poll = poll;
+    pthread_mutex_unlock(&w->lock);
+    req->leases = snapshot(w, a, &req->n_leases);
+    return poll;
+}
+
+static void end_poll(struct worker *w, struct cancel *poll)
+{
+    pthread_mutex_lock(&w->lock);
+    w->poll = NULL;
+    pthread_mutex_unlock(&w->lock);
+    cancel_unref(poll);
+}
+
+// Renew what is held and wait until a lease is lost, another is taken or it is time to renew again.
+// RENEW_IDLE: there is none, or the orchestrator does not wait.
+enum renewal { RENEW_IDLE, RENEW_AGAIN, RENEW_FAILED };
+static enum renewal renew(struct worker *w)
 {
     AUTO(arena_free_p) struct arena *a = arena_new(1 << 20);
     if (!a)
-        return;
+        return RENEW_FAILED;
     Transcode__RenewRequest req;
     transcode__renew_request__init(&req);
-    req.leases = snapshot(w, a, &req.n_leases);
-    if (!req.leases || req.n_leases == 0)
-        return;
+    struct cancel *poll = begin_poll(w, a, &req);
+    if (!poll || !req.leases || req.n_leases == 0) {
+        end_poll(w, poll);
+        return poll && req.leases ? RENEW_IDLE : RENEW_FAILED;
+    }
+    req.wait_ms = w->renew_ms;
     struct err err = ERR_INIT;
+    int64_t early_us = time_deadline_in_ms(w->renew_ms / 2);
     struct rpc_client *c = w->env.orchestrator(w->env.ud, &err);
-    struct rpc_opts o = {.deadline_us = time_deadline_in_ms(CALL_MS), .cancel = w->cancel};
+    struct rpc_opts o = {.deadline_us = time_deadline_in_ms(w->renew_ms + CALL_MS), .cancel = poll};
     AUTO(rpc_message_free_p) Transcode__RenewReply *reply = NULL;
     enum status s = c ? transcode_work_renew(c, &o, &req, &reply, &err) : STATUS_UNAVAILABLE;
-    if (s != STATUS_OK)
+    bool ended = cancel_is_fired(poll); // by a task that was begun, or by draining
+    end_poll(w, poll);
+    if (s != STATUS_OK && !ended)
         log_debug(w->env.log, "renew_failed", F_ERR(&err)); // work goes on: its result may count
     for (size_t i = 0; s == STATUS_OK && i < reply->n_lost; i++)
         lose(w, reply->lost[i]);
+    if (ended || (s == STATUS_OK && (reply->n_lost > 0 || time_mono_us() >= early_us)))
+        return RENEW_AGAIN;
+    return s == STATUS_OK ? RENEW_IDLE : RENEW_FAILED;
 }
 
 static void *keeper_thread(void *ud)
 {
     struct worker *w = ud;
     int64_t next_join_us = 0;
-    do {
-        renew(w);
+    bool go_on = true;
+    while (go_on) {
         int64_t now_us = time_mono_us();
         if (now_us >= next_join_us) {
             join(w);
             next_join_us = now_us + INT64_C(1000) * JOIN_EVERY_MS;
         }
-    } while (rest(w, w->renew_ms));
+        switch (renew(w)) {
+        case RENEW_AGAIN:
+            go_on = !is_draining(w);
+            break;
+        case RENEW_IDLE:
+            go_on = await_task(w, w->renew_ms);
+            break;
+        case RENEW_FAILED:
+            go_on = rest(w, w->renew_ms);
+            break;
+        }
+    }
     return NULL;
 }
 
