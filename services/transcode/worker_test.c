@@ -80,6 +80,10 @@ struct world {
     size_t n_leases;
     unsigned refuse_completes; // with UNAVAILABLE, so many
     char lost[16];             // what Renew says
+    int64_t renew_ms;          // what Join says; 0: 100
+    bool renew_waits;          // Renew answers when its wait is over, or a lease is lost
+    unsigned n_renewing;       // calls that wait just now
+    size_t n_renewed;          // leases that the last one named
     // the source
     uint8_t *source, *plan;
     size_t source_len, plan_len;
@@ -252,9 +256,10 @@ static struct lease *find_lease(struct world *w, const char *id)
 static enum status on_join(struct rpc_call *call, const Transcode__JoinRequest *req,
                            Transcode__JoinReply *ret, struct err *err)
 {
-    (void)call, (void)err;
+    (void)err;
+    const struct world *w = rpc_call_self(call);
     ret->lease_ms = 30000;
-    ret->renew_ms = 100;
+    ret->renew_ms = w->renew_ms ? w->renew_ms : 100;
     return req->slots > 0 ? STATUS_OK : STATUS_INVALID_ARGUMENT;
 }
 
@@ -308,17 +313,33 @@ static enum status on_lease(struct rpc_call *call, const Transcode__LeaseRequest
     return STATUS_OK;
 }
 
+static bool names_lost(const struct world *w, const Transcode__RenewRequest *req)
+{
+    for (size_t i = 0; i < req->n_leases; i++)
+        if (w->lost[0] && str_eq(req->leases[i]->task_id, w->lost))
+            return true;
+    return false;
+}
+
 static enum status on_renew(struct rpc_call *call, const Transcode__RenewRequest *req,
                             Transcode__RenewReply *ret, struct err *err)
 {
     struct world *w = rpc_call_self(call);
+    struct cancel *c = rpc_call_cancel(call);
     (void)err;
     ret->lost = arena_array(rpc_call_arena(call), 1, sizeof *ret->lost);
+    struct cancel_hook *hook = cancel_hook(c, on_cancel, w);
+    int64_t until = time_deadline_in_ms(req->wait_ms);
     lock(w);
-    for (size_t i = 0; i < req->n_leases; i++)
-        if (w->lost[0] && str_eq(req->leases[i]->task_id, w->lost) && !ret->n_lost)
-            ret->lost[ret->n_lost++] = arena_strdup(rpc_call_arena(call), w->lost);
+    w->n_renewing++;
+    w->n_renewed = req->n_leases;
+    while (w->renew_waits && !names_lost(w, req) && !cancel_is_fired(c) && wait_changed(w, until))
+        ;
+    if (names_lost(w, req))
+        ret->lost[ret->n_lost++] = arena_strdup(rpc_call_arena(call), w->lost);
+    w->n_renewing--;
     unlock(w);
+    cancel_unhook(hook);
     return STATUS_OK;
 }
 
@@ -756,6 +777,29 @@ static void test_lost_lease_drops_the_work_and_the_next_is_taken(void **state)
     stop_worker(w);
 }
 
+// The renewal is due in a minute only: what ends the work is the one that waits, which must name
+// the task that was begun after it.
+static void test_lease_is_lost_while_a_renewal_waits(void **state)
+{
+    struct world *w = *state;
+    if (!load_film(w))
+        skip();
+    struct origin *o = &w->origins[0];
+    o->hold_read = true;
+    w->renew_ms = 60000;
+    w->renew_waits = true;
+    start_worker(w, 2);
+    (void)offer(w, TRANSCODE__TASK_KIND__PROBE, 1);
+    AWAIT(w, w->n_renewing == 1 && w->n_renewed == 1);
+    struct lease *second = offer(w, TRANSCODE__TASK_KIND__PROBE, 1);
+    AWAIT(w, o->n_held == 2 && w->n_renewed == 2);
+    lose(w, second);
+    AWAIT(w, o->n_cancelled == 1);
+    release_hold(w, &o->hold_read);
+    expect_nothing_said(w, second);
+    stop_worker(w);
+}
+
 static void test_cancelled_while_storing_ends_the_child(void **state)
 {
     struct world *w = *state;
@@ -889,6 +933,7 @@ int main(void)
         TEST(test_probe_and_chunk_are_stored_and_completed),
         TEST(test_leaves_kept_between_tasks_are_not_asked_for_again),
         TEST(test_lost_lease_drops_the_work_and_the_next_is_taken),
+        TEST(test_lease_is_lost_while_a_renewal_waits),
         TEST(test_cancelled_while_storing_ends_the_child),
         TEST(test_closed_origin_is_a_transient_failure),
         TEST(test_wrong_bytes_are_refused_and_had_elsewhere),
