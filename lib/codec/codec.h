@@ -49,3 +49,9 @@ enum status codec_encode(const struct codec_source *src, const struct media_plan
 enum status codec_images(const struct codec_source *src, const struct media_plan *plan,
                          const struct media_task *task, const struct codec_sink *sink,
                          struct err *err) MUST_CHECK;
+// Make the WebVTT (media/webvtt.h) of a texts task, each track handed to sink->segment as segment 0
+// of "rendition" its number in the source; or, when the task's only rendition is MEDIA_TEXT_FILE,
+// of the file of SRT, WebVTT or ASS that the source is. A track that cannot be read is left out.
+enum status codec_texts(const struct codec_source *src, const struct media_plan *plan,
+                        const struct media_task *task, const struct codec_sink *sink,
+                        struct err *err) MUST_CHECK;

@@ -119,6 +119,33 @@ static int64_t at_least_0(int64_t v)
     return v > 0 ? v : 0;
 }
 
+static enum media_subtitle subtitle_kind(const AVStream *st)
+{
+    switch (st->codecpar->codec_id) {
+    case AV_CODEC_ID_SUBRIP:
+    case AV_CODEC_ID_TEXT:
+    case AV_CODEC_ID_MOV_TEXT:
+    case AV_CODEC_ID_WEBVTT:
+        return MEDIA_SUBTITLE_TEXT;
+    case AV_CODEC_ID_ASS:
+    case AV_CODEC_ID_SSA:
+        return MEDIA_SUBTITLE_STYLED;
+    case AV_CODEC_ID_HDMV_PGS_SUBTITLE:
+    case AV_CODEC_ID_DVD_SUBTITLE:
+    case AV_CODEC_ID_DVB_SUBTITLE:
+        return MEDIA_SUBTITLE_BITMAP;
+    default:
+        return MEDIA_SUBTITLE_NONE;
+    }
+}
+
+// What text is in a track is made into WebVTT; pictures of text can only be burnt in.
+static void subtitle_facts(const AVStream *st, struct media_track *t)
+{
+    t->subtitle = subtitle_kind(st);
+    t->chosen = t->subtitle == MEDIA_SUBTITLE_TEXT || t->subtitle == MEDIA_SUBTITLE_STYLED;
+}
+
 static void track_facts(const AVStream *st, struct media_track *t)
 {
     const AVCodecParameters *par = st->codecpar;
@@ -131,6 +158,8 @@ static void track_facts(const AVStream *st, struct media_track *t)
     t->is_forced = (st->disposition & AV_DISPOSITION_FORCED) != 0;
     t->is_commentary = (st->disposition & AV_DISPOSITION_COMMENT) != 0;
     t->is_hearing_impaired = (st->disposition & AV_DISPOSITION_HEARING_IMPAIRED) != 0;
+    if (t->type == MEDIA_TRACK_SUBTITLE)
+        subtitle_facts(st, t);
     codec_copy_text(t->profile, sizeof(t->profile),
                     avcodec_profile_name(par->codec_id, par->profile));
     bool sane = par->width >= 0 && par->height >= 0 && par->width <= MEDIA_MAX_SIDE_PX &&

@@ -22,7 +22,8 @@ static const char codecs[] =
     "huffyuv,aac,mp3float,mp3,mp2float,mp2,mp1float,mp1,ac3,eac3,dca,opus,vorbis,flac,alac,amrnb,"
     "amrwb,pcm_s16le,pcm_s16be,pcm_s24le,pcm_s24be,pcm_s32le,pcm_s32be,pcm_u8,pcm_s8,pcm_f32le,"
     "pcm_f32be,pcm_f64le,pcm_f64be,pcm_alaw,pcm_mulaw,pcm_bluray,pcm_dvd,adpcm_ima_wav,"
-    "adpcm_ima_qt,adpcm_ms,adpcm_swf,nellymoser,wmav1,wmav2,speex,qdm2,gsm,gsm_ms";
+    "adpcm_ima_qt,adpcm_ms,adpcm_swf,nellymoser,wmav1,wmav2,speex,qdm2,gsm,gsm_ms,"
+    "subrip,srt,text,mov_text,webvtt,ass,ssa,pgssub,dvdsub,dvbsub";
 
 static int read_bytes(void *opaque, uint8_t *dst, int want)
 {
@@ -119,9 +120,11 @@ static enum status prepare(struct codec_input *in, struct err *err)
     return STATUS_OK;
 }
 
-static enum status open_format(struct codec_input *in, struct err *err)
+static enum status open_format(struct codec_input *in, bool raw_times, struct err *err)
 {
     AVDictionary *o = NULL;
+    if (raw_times)
+        av_dict_set(&o, "ignore_editlist", "1", 0);
     av_dict_set(&o, "format_whitelist", formats, 0);
     av_dict_set(&o, "codec_whitelist", codecs, 0);
     av_dict_set(&o, "protocol_whitelist", "", 0);
@@ -166,8 +169,8 @@ static enum status look(struct codec_input *in, struct err *err)
     return r < 0 ? codec_error(in, r, "the file cannot be read", err) : STATUS_OK;
 }
 
-enum status codec_input_open(const struct codec_source *src, struct codec_input **ret,
-                             struct err *err)
+static enum status input_open(const struct codec_source *src, bool raw_times,
+                              struct codec_input **ret, struct err *err)
 {
     if (src->size <= 0)
         return err_set(err, STATUS_INVALID_ARGUMENT, "the file is empty");
@@ -177,13 +180,25 @@ enum status codec_input_open(const struct codec_source *src, struct codec_input 
     in->src = src;
     enum status s = prepare(in, err);
     if (s == STATUS_OK)
-        s = open_format(in, err);
+        s = open_format(in, raw_times, err);
     if (s == STATUS_OK)
         s = look(in, err);
     if (s != STATUS_OK)
         return s;
     *ret = TAKE(in);
     return STATUS_OK;
+}
+
+enum status codec_input_open(const struct codec_source *src, struct codec_input **ret,
+                             struct err *err)
+{
+    return input_open(src, false, ret, err);
+}
+
+enum status codec_input_open_raw(const struct codec_source *src, struct codec_input **ret,
+                                 struct err *err)
+{
+    return input_open(src, true, ret, err);
 }
 
 bool codec_is_mov(const struct codec_input *in)

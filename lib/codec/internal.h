@@ -29,6 +29,9 @@ struct codec_input {
 };
 enum status codec_input_open(const struct codec_source *src, struct codec_input **ret,
                              struct err *err) MUST_CHECK;
+// The same with MP4's edit lists left alone: times are the media's own (edits.c).
+enum status codec_input_open_raw(const struct codec_source *src, struct codec_input **ret,
+                                 struct err *err) MUST_CHECK;
 void codec_input_close(struct codec_input *in);
 DEFINE_AUTO(struct codec_input, codec_input_close)
 // Status and text for what FFmpeg returned while doing `what`.
@@ -103,6 +106,20 @@ DEFINE_AUTO(struct codec_scaler, codec_scaler_free)
 enum status codec_scaler_run(struct codec_scaler *s, const AVFrame *in, AVFrame **ret,
                              struct err *err) MUST_CHECK;
 
+// ---- edits.c: MP4's edit lists, read by ourselves ----
+struct codec_edit {
+    int64_t media_us, movie_us, duration_us; // what begins at media_us shows at movie_us
+};
+struct codec_edits {
+    struct codec_edit *p;
+    size_t n; // 0: the track has none, and times are as they are
+};
+// Those of the track of that id (tkhd). A file that is no MP4 has none.
+// errors  INVALID_ARGUMENT: damaged, or too many; UNAVAILABLE
+enum status codec_edits_read(const struct codec_source *src, uint32_t track_id,
+                             struct codec_edits *ret, struct err *err) MUST_CHECK;
+void codec_edits_done(struct codec_edits *e);
+
 // ---- facts.c ----
 int codec_rotation(const AVStream *st); // degrees clockwise: 0, 90, 180, 270
 // Size as shown: upright, square pixels.
@@ -110,12 +127,6 @@ void codec_display_size(const AVStream *st, uint32_t *ret_w, uint32_t *ret_h);
 // Text from outside: valid UTF-8 without control characters, or nothing. src may be NULL.
 void codec_copy_text(char *dst, size_t size, const char *src);
 void codec_tags(const struct codec_input *in, struct media_source *s); // tags.c
-enum status codec_encode_video(struct codec_input *in, const struct media_plan *plan,
-                               const struct media_task *task, const struct codec_sink *sink,
-                               struct err *err) MUST_CHECK;
-enum status codec_encode_audio(struct codec_input *in, const struct media_plan *plan,
-                               const struct media_task *task, const struct codec_sink *sink,
-                               struct err *err) MUST_CHECK;
 void codec_facts(const struct codec_input *in, struct media_source *s);
 
 // ---- remux.c: renditions that are copies of the source's packets ----
@@ -137,3 +148,9 @@ enum status codec_copy_video(struct codec_input *in, const struct media_plan *pl
                              const struct codec_sink *sink, struct err *err) MUST_CHECK;
 
 // ---- video.c, audio.c ----
+enum status codec_encode_video(struct codec_input *in, const struct media_plan *plan,
+                               const struct media_task *task, const struct codec_sink *sink,
+                               struct err *err) MUST_CHECK;
+enum status codec_encode_audio(struct codec_input *in, const struct media_plan *plan,
+                               const struct media_task *task, const struct codec_sink *sink,
+                               struct err *err) MUST_CHECK;

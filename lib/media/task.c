@@ -4,6 +4,7 @@
 
 #include "base/str.h"
 #include "media/image.h"
+#include "media/texts.h"
 
 #define MAX_THREADS 64
 #define MAX_GAIN_MDB 60000
@@ -37,6 +38,16 @@ static bool images_exist(const struct media_task *t)
     return true;
 }
 
+static bool texts_exist(const struct media_task *t)
+{
+    for (uint32_t i = 0; i < t->n_renditions; i++) {
+        bool file = t->renditions[i] == MEDIA_TEXT_FILE && t->n_renditions == 1;
+        if (t->renditions[i] >= MEDIA_MAX_TRACKS && !file)
+            return false;
+    }
+    return true;
+}
+
 static bool task_is_sound(const struct media_task *t)
 {
     if (t->source_size <= 0 || t->threads < 1 || t->threads > MAX_THREADS)
@@ -56,6 +67,9 @@ static bool task_is_sound(const struct media_task *t)
     case MEDIA_TASK_IMAGES:
         return t->n_renditions >= 1 && t->n_segments == 1 && t->first_segment == 0 &&
                t->plan_len > 0 && images_exist(t);
+    case MEDIA_TASK_TEXTS:
+        return t->n_renditions >= 1 && t->n_segments == 1 && t->first_segment == 0 &&
+               t->plan_len > 0 && texts_exist(t);
     }
     return false;
 }

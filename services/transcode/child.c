@@ -20,6 +20,7 @@
 #include "base/time.h"
 #include "media/cmaf.h"
 #include "media/image.h"
+#include "media/webvtt.h"
 
 #define DEFAULT_STALL_MS 10000
 #define SEND_TIMEOUT_S 10
@@ -227,10 +228,11 @@ static uint8_t *seen_mark(struct child *c, const struct media_segment_out *o)
     return NULL;
 }
 
-static bool check_image(struct child *c)
+// What is no segment of sound or picture says nothing about times.
+static bool check_other(struct child *c, bool sane, const char *what)
 {
-    if (!media_image_is_sane(c->body.data, c->body.len)) {
-        nonsense(c, "a picture that is no JPEG");
+    if (!sane) {
+        nonsense(c, what);
         return false;
     }
     c->out.first_pts = c->out.duration = 0;
@@ -254,10 +256,26 @@ static bool check_segment(struct child *c)
     return true;
 }
 
+static bool check_output(struct child *c)
+{
+    const struct buf *b = &c->body;
+    switch (c->job->task->kind) {
+    case MEDIA_TASK_IMAGES:
+        return check_other(c, media_image_is_sane(b->data, b->len), "a picture that is no JPEG");
+    case MEDIA_TASK_TEXTS:
+        return check_other(c, media_webvtt_is_sane(b->data, b->len),
+                           "text that is no WebVTT in the plain form");
+    case MEDIA_TASK_PROBE:
+    case MEDIA_TASK_CHUNK:
+        return check_segment(c);
+    }
+    return false;
+}
+
 static void finish_segment(struct child *c)
 {
     struct err err = ERR_INIT;
-    if (!(c->job->task->kind == MEDIA_TASK_IMAGES ? check_image(c) : check_segment(c)))
+    if (!check_output(c))
         return;
     *seen_mark(c, &c->out) = 1;
     c->n_seen++;
@@ -458,6 +476,7 @@ static bool is_complete(const struct child *c)
     case MEDIA_TASK_CHUNK:
         return c->n_seen == t->n_renditions * t->n_segments;
     case MEDIA_TASK_IMAGES:
+    case MEDIA_TASK_TEXTS:
         return true; // what the source has no picture for is left out
     }
     return false;

@@ -56,8 +56,16 @@ static enum status make(const struct codec_source *src, const struct media_task 
     enum status s = media_plan_decode(t->plan, t->plan_len, &plan, err);
     if (s != STATUS_OK)
         return err_wrap(err, STATUS_INTERNAL, "task");
-    return t->kind == MEDIA_TASK_IMAGES ? codec_images(src, plan, t, sink, err)
-                                        : codec_encode(src, plan, t, sink, err);
+    switch (t->kind) {
+    case MEDIA_TASK_IMAGES:
+        return codec_images(src, plan, t, sink, err);
+    case MEDIA_TASK_TEXTS:
+        return codec_texts(src, plan, t, sink, err);
+    case MEDIA_TASK_PROBE:
+    case MEDIA_TASK_CHUNK:
+        break;
+    }
+    return codec_encode(src, plan, t, sink, err);
 }
 
 static enum status run(struct control *c, struct err *err)
