@@ -759,7 +759,10 @@ static enum status run(struct probe *p, struct err *err)
         return s;
     if (p->video >= 0)
         p->frames.tb = p->in->fmt->streams[p->video]->time_base;
-    p->in->sparse = has_full_index(p);
+    if (has_full_index(p)) { // what a parser sees in bytes that were not fetched would be wrong
+        p->in->sparse = true;
+        p->in->fmt->flags |= AVFMT_FLAG_NOPARSE;
+    }
     s = scan(p, err);
     if (s != STATUS_OK)
         return s;
