@@ -646,33 +646,6 @@ static void test_merged_file_has_both_tracks_and_no_negative_offset(void **state
     buf_done(&f);
 }
 
-// ---- decision ----
-
-static void test_decide_direct_and_why_not(void **state)
-{
-    (void)state;
-    AUTO(media_plan_free_p) struct media_plan *p = make_plan(225, true, 0);
-    struct media_decision d;
-    struct media_profile any = {0};
-    media_decide(p, &any, &d);
-    assert_true(d.direct && d.n_reasons == 0);
-    assert_string_equal(p->renditions[d.video_rendition].id, "v480");
-    assert_string_equal(p->renditions[d.audio_rendition].id, "a128");
-
-    struct media_profile small = {.max_height = 360, .never_direct = true};
-    media_decide(p, &small, &d);
-    assert_false(d.direct);
-    assert_int_equal(d.n_reasons, 2);
-    assert_string_equal(p->renditions[d.video_rendition].id, "v360");
-
-    const char *const opus[] = {"opus"};
-    struct media_profile only_opus = {
-        .audio_codecs = opus, .n_audio_codecs = 1, .max_bitrate_bps = 1};
-    media_decide(p, &only_opus, &d);
-    assert_string_equal(p->renditions[d.video_rendition].id, "v240");
-    assert_string_equal(p->renditions[d.audio_rendition].id, "o128");
-}
-
 // ---- records ----
 
 static void test_records_round_trip_and_refuse_damage(void **state)
@@ -786,7 +759,6 @@ int main(void)
         cmocka_unit_test(test_fragments_of_all_segments_agree_with_the_plan),
         cmocka_unit_test(test_fragment_mutations_are_harmless),
         cmocka_unit_test(test_merged_file_has_both_tracks_and_no_negative_offset),
-        cmocka_unit_test(test_decide_direct_and_why_not),
         cmocka_unit_test(test_records_round_trip_and_refuse_damage),
         cmocka_unit_test(test_task_round_trip_and_bounds),
     };

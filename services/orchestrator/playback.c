@@ -9,8 +9,8 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "base/time.h"
-#include "media/decide.h"
 #include "media/image.h"
+#include "orchestrator/decision.h"
 
 #define CHECK_MS 5000
 #define MAX_LOCATE 1000
@@ -84,44 +84,22 @@ static enum status check_right(struct orch *o, struct rpc_call *call,
                    str_eq(why, "not_bought") ? "the item is not bought" : why);
 }
 
-static void decide(const struct media_plan *plan, const Orchestrator__DeviceProfile *p,
-                   struct media_decision *ret)
+static enum status fill_decision(struct arena *a, const struct item *it, const struct decision *d,
+                                 Orchestrator__OpenReply *ret, struct err *err)
 {
-    struct media_profile mp = {0};
-    if (p) {
-        mp = (struct media_profile){
-            .containers = (const char *const *)p->containers,
-            .n_containers = p->n_containers,
-            .video_codecs = (const char *const *)p->video_codecs,
-            .n_video_codecs = p->n_video_codecs,
-            .audio_codecs = (const char *const *)p->audio_codecs,
-            .n_audio_codecs = p->n_audio_codecs,
-            .max_height = p->max_height > 0 ? (uint32_t)p->max_height : 0,
-            .max_bitrate_bps = p->max_bitrate > 0 ? p->max_bitrate : 0,
-            .never_direct = p->never_direct,
-        };
-    }
-    media_decide(plan, &mp, ret);
-}
-
-static enum status fill_decision(struct arena *a, const struct item *it,
-                                 const struct media_decision *d, Orchestrator__OpenReply *ret,
-                                 struct err *err)
-{
-    const struct media_plan *plan = it->plan->plan;
-    ret->mode = d->direct ? ORCHESTRATOR__MODE__DIRECT : ORCHESTRATOR__MODE__STREAM;
-    ret->reasons = arena_array(a, MEDIA_MAX_REASONS, sizeof ret->reasons[0]);
+    const Orchestrator__Decision *m = ret->decision;
+    bool direct = d->d.mode == MEDIA_MODE_DIRECT;
+    ret->mode = direct ? ORCHESTRATOR__MODE__DIRECT : ORCHESTRATOR__MODE__STREAM;
+    ret->reasons = arena_array(a, MEDIA_MAX_NOTES, sizeof ret->reasons[0]);
     if (!ret->reasons)
         return no_memory(err);
-    for (size_t i = 0; i < d->n_reasons && i < MEDIA_MAX_REASONS; i++)
-        ret->reasons[ret->n_reasons++] = orch_str(a, d->reasons[i]);
-    if (d->video_rendition >= 0)
-        ret->video_rendition = orch_str(a, plan->renditions[d->video_rendition].id);
-    if (d->audio_rendition >= 0)
-        ret->audio_rendition = orch_str(a, plan->renditions[d->audio_rendition].id);
-    if (d->direct) {
+    for (size_t i = 0; i < m->n_reasons; i++)
+        ret->reasons[ret->n_reasons++] = m->reasons[i]->text;
+    ret->video_rendition = m->video_rendition;
+    ret->audio_rendition = m->audio_rendition;
+    if (direct) {
         ret->source = object_ref(a, it->digest, it->size, it->route);
-        ret->source_type = orch_str(a, plan->source.mime);
+        ret->source_type = orch_str(a, it->plan->plan->source.mime);
         if (!ret->source)
             return no_memory(err);
     }
@@ -129,14 +107,14 @@ static enum status fill_decision(struct arena *a, const struct item *it,
 }
 
 static enum status fill_renditions(struct orch *o, struct arena *a, const struct item *it,
-                                   Orchestrator__OpenReply *ret, struct err *err)
+                                   Orchestrator__Rendition ***ret, size_t *ret_n, struct err *err)
 {
     const struct media_plan *plan = it->plan->plan;
-    ret->renditions = arena_array(a, plan->n_renditions, sizeof ret->renditions[0]);
+    *ret = arena_array(a, plan->n_renditions, sizeof **ret);
     for (size_t i = 0; i < plan->n_renditions; i++) {
         const struct media_rendition *m = &plan->renditions[i];
         Orchestrator__Rendition *r = arena_alloc(a, sizeof *r);
-        if (!ret->renditions || !r)
+        if (!*ret || !r)
             return no_memory(err);
         orchestrator__rendition__init(r);
         r->id = orch_str(a, m->id);
@@ -147,7 +125,7 @@ static enum status fill_renditions(struct orch *o, struct arena *a, const struct
         r->bandwidth = m->bandwidth_bps;
         r->segments = (int32_t)media_rendition_grid(plan, i)->n_segments;
         r->segments_ready = items_n_ready(o->items, it->id, m->id);
-        ret->renditions[ret->n_renditions++] = r;
+        (*ret)[(*ret_n)++] = r;
     }
     return STATUS_OK;
 }
@@ -185,11 +163,14 @@ static enum status open_(struct rpc_call *call, const Orchestrator__OpenRequest 
         s = backends_check(o->backends, it.route, err);
     if (s != STATUS_OK)
         return s;
-    struct media_decision d;
-    decide(it.plan->plan, req->profile, &d);
-    s = fill_decision(a, &it, &d, ret, err);
+    struct decision d;
+    s = decision_make(a, it.plan->plan, req, &d, err);
     if (s == STATUS_OK)
-        s = fill_renditions(o, a, &it, ret, err);
+        s = decision_tell(a, it.plan->plan, &d, &ret->decision, err);
+    if (s == STATUS_OK)
+        s = fill_decision(a, &it, &d, ret, err);
+    if (s == STATUS_OK)
+        s = fill_renditions(o, a, &it, &ret->renditions, &ret->n_renditions, err);
     if (s != STATUS_OK)
         return s;
     ret->item_id = orch_str(a, it.id);
@@ -202,6 +183,40 @@ static enum status open_(struct rpc_call *call, const Orchestrator__OpenRequest 
     ret->complete = str_eq(it.state, "ready");
     return fill_addresses(a, &it, ret->media_token, ret) && ret->plan.data ? STATUS_OK
                                                                            : no_memory(err);
+}
+
+// ---------------------------------------------------------------- Decide
+
+static enum status decide(struct rpc_call *call, const Orchestrator__OpenRequest *req,
+                          Orchestrator__DecideReply *ret, struct err *err)
+{
+    struct orch *o = rpc_call_self(call);
+    struct arena *a = rpc_call_arena(call);
+    if (!uuid_is_valid(req->item_id))
+        return err_set(err, STATUS_NOT_FOUND, "no item %.40s", req->item_id);
+    AUTO(rpc_message_free_p) Store__CheckReply *right = NULL;
+    AUTO(item_done) struct item it = {0};
+    struct decision d;
+    enum status s = check_right(o, call, req, &right, err);
+    if (s == STATUS_OK)
+        s = playable_item(o, req->item_id, &it, err);
+    if (s == STATUS_OK)
+        s = decision_make(a, it.plan->plan, req, &d, err);
+    if (s == STATUS_OK)
+        s = decision_tell(a, it.plan->plan, &d, &ret->decision, err);
+    if (s == STATUS_OK)
+        s = fill_renditions(o, a, &it, &ret->renditions, &ret->n_renditions, err);
+    if (s != STATUS_OK)
+        return s;
+    const struct media_source *source = &it.plan->plan->source;
+    ret->item_id = orch_str(a, it.id);
+    ret->title = orch_str(a, right->item && *right->item->title ? right->item->title : it.title);
+    ret->container = orch_str(a, source->container == MEDIA_CONTAINER_OTHER
+                                     ? source->container_name
+                                     : media_container_name(source->container));
+    ret->bitrate = source->bitrate_bps;
+    ret->duration_us = it.duration_us;
+    return STATUS_OK;
 }
 
 // ---------------------------------------------------------------- Plan
@@ -428,6 +443,6 @@ static enum status locate(struct rpc_call *call, const Orchestrator__LocateReque
 enum status playback_serve(struct orch *o, struct rpc_server *s, struct err *err)
 {
     static const struct orchestrator_playback_handlers handlers = {
-        .open = open_, .plan = plan_, .locate = locate};
+        .open = open_, .decide = decide, .plan = plan_, .locate = locate};
     return orchestrator_playback_serve(s, &handlers, o, err);
 }
