@@ -319,7 +319,7 @@ static enum status renew(struct rpc_call *call, const Transcode__RenewRequest *r
     if (s == STATUS_OK)
         s = db_query(o->db, "UPDATE orchestrator.worker SET last_seen = now() WHERE id = $1::text",
                      DB_PARAMS(DB_TEXT(worker_id(call))), NULL, err);
-    if (s == STATUS_OK && req->wait_ms && ret->n_lost == 0)
+    if (s == STATUS_OK && req->wait_ms && ret->n_lost == 0 && ret->n_yield == 0)
         s = leases_watch(call, req, err);
     return s;
 }

@@ -46,7 +46,8 @@ void worker_drain(struct worker *w);                // gives leases back; never 
 void worker_free(struct worker *w);                 // joins
 
 // ---- one leased task (task.c) ----
-enum stop_reason { STOP_NONE = 0, STOP_LOST, STOP_DRAIN };
+// YIELD: what is made is published, the rest given back. The others drop everything at once.
+enum stop_reason { STOP_NONE = 0, STOP_YIELD, STOP_LOST, STOP_DRAIN };
 // Shared between the slot that works on it and the keeper that renews it.
 struct run {
     struct list link; // worker.runs
@@ -56,6 +57,7 @@ struct run {
     struct cancel *cancel; // of its calls
     int stop_fd;           // readable: the child must stop
     int stop;              // enum stop_reason, atomic
+    bool yield;            // stop after the running segment; atomic
     int stage;             // Transcode__Stage, atomic
     int64_t done, total;   // of the stage, atomic
 };
@@ -64,6 +66,7 @@ enum status run_init(struct run *r, const struct worker_env *env, const Transcod
 void run_done(struct run *r);
 void run_stop(struct run *r, enum stop_reason why); // any thread
 enum stop_reason run_stopped(const struct run *r);
+void run_yield(struct run *r); // any thread
 void run_progress(struct run *r, Transcode__Stage stage, int64_t done, int64_t total);
 
 struct run_verdict {
@@ -100,12 +103,24 @@ double source_seconds(const struct source *s); // spent waiting for bytes
 
 // ---- storing results (sink.c): a queue of segments and a thread that puts them ----
 struct sink;
-enum status sink_open(struct run *r, struct sink **ret, struct err *err) MUST_CHECK;
-// Copies; waits while much is queued. Fails with what storing failed with.
-enum status sink_put(struct sink *s, const void *bytes, size_t n, uint8_t ret_digest[32],
+// On the sink's thread, with what was stored since the last call, whenever nothing is left to
+// store. After UNAVAILABLE or DEADLINE_EXCEEDED it is called with the same and more; other failures
+// end the sink.
+typedef enum status (*sink_stored_fn)(void *ud, Transcode__Output **outputs, size_t n,
+                                      struct err *err);
+// max  outputs that will be put, in all
+// fn   NULL: outputs are kept for sink_rest()
+enum status sink_open(struct run *r, size_t max, sink_stored_fn fn, void *ud, struct sink **ret,
+                      struct err *err) MUST_CHECK;
+// Copies bytes; waits while much is queued. Fails with what storing failed with.
+//
+// out  borrowed until the sink is freed; its digest's 32 bytes are filled
+enum status sink_put(struct sink *s, const void *bytes, size_t n, Transcode__Output *out,
                      struct err *err) MUST_CHECK;
-// Waits until everything is stored.
+// Waits until everything is stored and has been offered to fn.
 enum status sink_flush(struct sink *s, struct err *err) MUST_CHECK;
+// After sink_flush(): what is stored and fn did not take. Borrowed.
+Transcode__Output **sink_rest(struct sink *s, size_t *ret_n);
 void sink_free(struct sink *s); // drops what is queued
 DEFINE_AUTO(struct sink, sink_free)
 double sink_seconds(const struct sink *s); // spent storing; after sink_flush()

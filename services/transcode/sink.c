@@ -1,5 +1,5 @@
 // Storing results at the target origin while the codec goes on with the next: a short queue and one
-// thread per task. The first failure ends it.
+// thread per task, which also tells of what is stored. The first failure ends it.
 #include "transcode/internal.h"
 
 #include <string.h>
@@ -18,16 +18,22 @@ struct segment {
     struct list link;
     uint8_t *bytes;
     size_t n;
-    uint8_t digest[OBJECT_DIGEST_SIZE];
+    Transcode__Output *out;
 };
 
 struct sink {
     struct run *run;
+    sink_stored_fn fn;
+    void *ud;
+    Transcode__Output **stored; // and not taken by fn; the thread's own until it is idle
+    size_t n_stored, max;
+    size_t n_put; // the putting thread's own
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct list queue;
     size_t queued_bytes; // waiting or being put
+    bool busy;           // the thread has one, or tells of some
     bool stop;
     struct err err; // of the first failure
     int64_t busy_us, stored_bytes;
@@ -126,26 +132,60 @@ static struct segment *take(struct sink *s)
     return it ? list_entry(it, struct segment, link) : NULL;
 }
 
+// Under the lock: the end of something that took since begin_us.
+static void note(struct sink *s, const struct err *err, int64_t begin_us)
+{
+    if (err->code != STATUS_OK && s->err.code == STATUS_OK)
+        s->err = *err;
+    s->busy_us += time_mono_us() - begin_us;
+}
+
+// Called and returns locked.
+static void store(struct sink *s, struct segment *g)
+{
+    bool failed = s->err.code != STATUS_OK;
+    pthread_mutex_unlock(&s->lock);
+    struct err err = ERR_INIT;
+    struct bytes b = {g->bytes};
+    int64_t begin_us = time_mono_us();
+    if (!failed &&
+        sink_copy(s->run, g->out->digest.data, (int64_t)g->n, from_memory, &b, &err) == STATUS_OK)
+        s->stored[s->n_stored++] = g->out;
+    pthread_mutex_lock(&s->lock);
+    note(s, &err, begin_us);
+    s->queued_bytes -= g->n;
+    s->stored_bytes += (int64_t)g->n;
+    pthread_cond_broadcast(&s->changed); // there is room again
+}
+
+// Called and returns locked.
+static void tell(struct sink *s)
+{
+    if (!s->fn || s->n_stored == 0 || s->err.code != STATUS_OK || s->stop)
+        return;
+    pthread_mutex_unlock(&s->lock);
+    struct err err = ERR_INIT;
+    int64_t begin_us = time_mono_us();
+    enum status st = s->fn(s->ud, s->stored, s->n_stored, &err);
+    if (st == STATUS_OK)
+        s->n_stored = 0;
+    if (st == STATUS_UNAVAILABLE || st == STATUS_DEADLINE_EXCEEDED || st == STATUS_UNIMPLEMENTED)
+        err = (struct err)ERR_INIT; // with the next, or at the end
+    pthread_mutex_lock(&s->lock);
+    note(s, &err, begin_us);
+}
+
 static void *store_thread(void *ud)
 {
     struct sink *s = ud;
     struct segment *g;
     while ((g = take(s))) {
-        struct err err = ERR_INIT;
-        struct bytes b = {g->bytes};
-        int64_t begin_us = time_mono_us();
-        bool failed = false;
         pthread_mutex_lock(&s->lock);
-        failed = s->err.code != STATUS_OK;
-        pthread_mutex_unlock(&s->lock);
-        if (!failed)
-            (void)!sink_copy(s->run, g->digest, (int64_t)g->n, from_memory, &b, &err);
-        pthread_mutex_lock(&s->lock);
-        if (err.code != STATUS_OK)
-            s->err = err;
-        s->busy_us += time_mono_us() - begin_us;
-        s->queued_bytes -= g->n;
-        s->stored_bytes += (int64_t)g->n;
+        s->busy = true;
+        store(s, g);
+        if (list_is_empty(&s->queue))
+            tell(s);
+        s->busy = false;
         pthread_cond_broadcast(&s->changed);
         pthread_mutex_unlock(&s->lock);
         segment_free(g);
@@ -153,12 +193,17 @@ static void *store_thread(void *ud)
     return NULL;
 }
 
-enum status sink_open(struct run *run, struct sink **ret, struct err *err)
+enum status sink_open(struct run *run, size_t max, sink_stored_fn fn, void *ud, struct sink **ret,
+                      struct err *err)
 {
     struct sink *s = mem_alloc(sizeof *s);
-    if (!s)
+    Transcode__Output **stored = mem_array(max + 1, sizeof *stored);
+    if (!s || !stored) {
+        mem_free(s);
+        mem_free(stored);
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "store: out of memory");
-    s->run = run;
+    }
+    *s = (struct sink){.run = run, .fn = fn, .ud = ud, .stored = stored, .max = max};
     list_init(&s->queue);
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->changed, NULL);
@@ -166,6 +211,7 @@ enum status sink_open(struct run *run, struct sink **ret, struct err *err)
     if (e != 0) {
         pthread_cond_destroy(&s->changed);
         pthread_mutex_destroy(&s->lock);
+        mem_free(s->stored);
         mem_free(s);
         return err_errno(err, e, "store: thread");
     }
@@ -173,9 +219,11 @@ enum status sink_open(struct run *run, struct sink **ret, struct err *err)
     return STATUS_OK;
 }
 
-enum status sink_put(struct sink *s, const void *bytes, size_t n, uint8_t ret_digest[32],
+enum status sink_put(struct sink *s, const void *bytes, size_t n, Transcode__Output *out,
                      struct err *err)
 {
+    if (s->n_put == s->max)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "store: more than was announced");
     struct segment *g = mem_alloc(sizeof *g);
     uint8_t *copy = mem_dup(bytes, n);
     if (!g || !copy) {
@@ -185,8 +233,8 @@ enum status sink_put(struct sink *s, const void *bytes, size_t n, uint8_t ret_di
     }
     g->bytes = copy;
     g->n = n;
-    object_digest(g->digest, bytes, n);
-    memcpy(ret_digest, g->digest, OBJECT_DIGEST_SIZE);
+    g->out = out;
+    object_digest(out->digest.data, bytes, n);
     pthread_mutex_lock(&s->lock);
     // Ends: every put has a deadline.
     while (s->queued_bytes && s->queued_bytes + n > MAX_QUEUED_BYTES && s->err.code == STATUS_OK)
@@ -198,6 +246,7 @@ enum status sink_put(struct sink *s, const void *bytes, size_t n, uint8_t ret_di
         return st;
     }
     s->queued_bytes += n;
+    s->n_put++;
     list_push_back(&s->queue, &g->link);
     pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
@@ -208,7 +257,7 @@ enum status sink_flush(struct sink *s, struct err *err)
 {
     pthread_mutex_lock(&s->lock);
     int64_t total = s->stored_bytes + (int64_t)s->queued_bytes;
-    while (s->queued_bytes) {
+    while (s->queued_bytes || s->busy) {
         run_progress(s->run, TRANSCODE__STAGE__STORE, s->stored_bytes, total);
         pthread_cond_wait(&s->changed, &s->lock);
     }
@@ -217,6 +266,12 @@ enum status sink_flush(struct sink *s, struct err *err)
         (void)err_set(err, st, "%s", s->err.msg);
     pthread_mutex_unlock(&s->lock);
     return st;
+}
+
+Transcode__Output **sink_rest(struct sink *s, size_t *ret_n)
+{
+    *ret_n = s->n_stored;
+    return s->stored;
 }
 
 double sink_seconds(const struct sink *s)
@@ -237,5 +292,6 @@ void sink_free(struct sink *s)
         segment_free(list_entry(it, struct segment, link));
     pthread_cond_destroy(&s->changed);
     pthread_mutex_destroy(&s->lock);
+    mem_free(s->stored);
     mem_free(s);
 }

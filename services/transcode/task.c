@@ -19,6 +19,7 @@
 #define PROBE_BYTES_PER_MS (10 << 10)
 #define CHUNK_MS (INT64_C(15) * 60 * 1000)
 #define STALL_MS 30000
+#define PUBLISH_MS 5000
 
 // ---------------------------------------------------------------- a run
 
@@ -46,14 +47,24 @@ void run_done(struct run *r)
 
 void run_stop(struct run *r, enum stop_reason why)
 {
-    int none = STOP_NONE;
-    if (!__atomic_compare_exchange_n(&r->stop, &none, (int)why, false, __ATOMIC_ACQ_REL,
-                                     __ATOMIC_ACQUIRE))
+    // The first reason stays, but for yielding, which any other one overrules.
+    int was = STOP_NONE;
+    bool first = __atomic_compare_exchange_n(&r->stop, &was, (int)why, false, __ATOMIC_ACQ_REL,
+                                             __ATOMIC_ACQUIRE);
+    if (!first && (was != STOP_YIELD || why == STOP_YIELD ||
+                   !__atomic_compare_exchange_n(&r->stop, &was, (int)why, false, __ATOMIC_ACQ_REL,
+                                                __ATOMIC_ACQUIRE)))
         return;
     uint64_t one = 1;
     if (write(r->stop_fd, &one, sizeof one) < 0)
-        (void)0; // a counter of 1 never overflows
-    cancel_fire(r->cancel);
+        (void)0; // a counter of 1 or 2 never overflows
+    if (why != STOP_YIELD)
+        cancel_fire(r->cancel);
+}
+
+void run_yield(struct run *r)
+{
+    __atomic_store_n(&r->yield, true, __ATOMIC_RELEASE);
 }
 
 enum stop_reason run_stopped(const struct run *r)
@@ -77,7 +88,14 @@ struct work { // what the callbacks share
     struct sink *sink;
     struct media_plan *plan; // chunk, images
     Transcode__CompleteRequest *ret;
-    size_t max_outputs;
+    size_t n_outputs; // that the task has to make
+    // A codec process makes some renditions of consecutive segments; between two segments of all of
+    // them the work can be cut off without loss. Counts are of outputs.
+    pthread_mutex_t lock;
+    size_t row;                 // renditions of the process that runs
+    size_t n_begun, n_now;      // made before it was started; that it is to make
+    size_t n_made, n_published; // so far
+    int64_t told_us;            // when the last publication was; the sink's thread's
 };
 
 static void fail(struct run_verdict *v, Transcode__FailClass class, const char *text)
@@ -102,6 +120,9 @@ static enum status on_fetch(void *ud, int64_t offset, size_t len, void *dst, str
 static void on_progress(void *ud, int64_t done, int64_t total)
 {
     struct work *w = ud;
+    int64_t before = (int64_t)w->n_begun, part = (int64_t)w->n_now, all = (int64_t)w->n_outputs;
+    if (all) // of outputs, as if all were alike
+        done = done * part + before * total, total *= all;
     run_progress(w->run, TRANSCODE__STAGE__ENCODE, done, total);
 }
 
@@ -167,27 +188,77 @@ static void probe(struct work *w, struct run_verdict *v)
 
 // ---------------------------------------------------------------- chunk, images
 
-static enum status on_segment(void *ud, const struct media_segment_out *out, const void *bytes,
-                              size_t n, struct err *err)
+static bool is_chunk(const struct work *w)
+{
+    return w->run->task->kind == TRANSCODE__TASK_KIND__CHUNK;
+}
+
+// Under the lock: nothing is lost by stopping here, and there is more to come.
+static bool is_between(const struct work *w)
+{
+    return (w->n_made - w->n_begun) % w->row == 0 && w->n_made < w->n_outputs;
+}
+
+static void stop_if_yielding(struct work *w, bool between)
+{
+    if (between && __atomic_load_n(&w->run->yield, __ATOMIC_ACQUIRE))
+        run_stop(w->run, STOP_YIELD);
+}
+
+// Seconds since the last publication: together they are those of the task.
+static void take_seconds(struct work *w, Transcode__StageSeconds *ret)
+{
+    transcode__stage_seconds__init(ret);
+    int64_t now_us = time_mono_us();
+    ret->encode = (double)(now_us - w->told_us) / 1e6;
+    w->told_us = now_us;
+}
+
+// On the sink's thread. What cannot be told now comes with the next segments, or with Complete.
+static enum status on_stored(void *ud, Transcode__Output **outputs, size_t n, struct err *err)
 {
     struct work *w = ud;
-    Transcode__CompleteRequest *ret = w->ret;
-    bool image = w->run->task->kind == TRANSCODE__TASK_KIND__IMAGES;
-    const struct media_rendition *r = image ? NULL : &w->plan->renditions[out->rendition];
-    Transcode__Output *o = arena_alloc(w->arena, sizeof *o);
-    uint8_t *digests = arena_alloc(w->arena, 2 * OBJECT_DIGEST_SIZE);
-    if (!o || !digests || ret->n_outputs == w->max_outputs)
-        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "segment: out of memory or too many");
-    transcode__output__init(o);
-    enum status s = sink_put(w->sink, bytes, n, digests, err);
+    struct run *r = w->run;
+    Transcode__StageSeconds seconds;
+    Transcode__PublishRequest req;
+    transcode__publish_request__init(&req);
+    take_seconds(w, &seconds);
+    req.task_id = r->task->task_id;
+    req.fence = r->task->fence;
+    req.outputs = outputs;
+    req.n_outputs = n;
+    req.seconds = &seconds;
+    struct rpc_client *c = r->env->orchestrator(r->env->ud, err);
+    struct rpc_opts o = {.deadline_us = time_deadline_in_ms(PUBLISH_MS), .cancel = r->cancel};
+    AUTO(rpc_message_free_p) Transcode__PublishReply *reply = NULL;
+    enum status s = c ? transcode_work_publish(c, &o, &req, &reply, err) : STATUS_UNAVAILABLE;
+    if (s == STATUS_ABORTED || s == STATUS_NOT_FOUND)
+        run_stop(r, STOP_LOST); // somebody else has it by now, or nobody wants it
     if (s != STATUS_OK)
         return s;
+    if (reply->yield)
+        run_yield(r);
+    pthread_mutex_lock(&w->lock);
+    w->n_published += n;
+    bool idle = w->n_published == w->n_made && is_between(w);
+    pthread_mutex_unlock(&w->lock);
+    stop_if_yielding(w, idle);
+    return STATUS_OK;
+}
+
+static Transcode__Output *new_output(struct work *w, const struct media_segment_out *out, size_t n)
+{
+    const struct media_rendition *r = is_chunk(w) ? &w->plan->renditions[out->rendition] : NULL;
+    Transcode__Output *o = arena_alloc(w->arena, sizeof *o);
+    uint8_t *digests = arena_alloc(w->arena, 2 * OBJECT_DIGEST_SIZE);
+    char *name =
+        arena_strdup(w->arena, r ? r->id : media_image_name((enum media_image)out->rendition));
+    if (!o || !digests || !name)
+        return NULL;
+    transcode__output__init(o);
     crypto_blake2b(digests + OBJECT_DIGEST_SIZE, OBJECT_DIGEST_SIZE, r ? r->init : NULL,
                    r ? r->init_len : 0, NULL, 0, NULL);
-    o->rendition =
-        arena_strdup(w->arena, r ? r->id : media_image_name((enum media_image)out->rendition));
-    if (!o->rendition)
-        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "segment: out of memory");
+    o->rendition = name;
     o->segment = (int32_t)out->segment;
     o->digest = (ProtobufCBinaryData){.data = digests, .len = OBJECT_DIGEST_SIZE};
     o->size = (int64_t)n;
@@ -198,41 +269,110 @@ static enum status on_segment(void *ud, const struct media_segment_out *out, con
         (ProtobufCBinaryData){.data = digests + OBJECT_DIGEST_SIZE, .len = OBJECT_DIGEST_SIZE};
     o->repeated = (int32_t)out->repeated;
     o->dropped = (int32_t)out->dropped;
-    ret->outputs[ret->n_outputs++] = o;
-    return STATUS_OK;
+    return o;
 }
 
-static enum status make_task(struct work *w, struct media_task *ret, struct err *err)
+static enum status on_segment(void *ud, const struct media_segment_out *out, const void *bytes,
+                              size_t n, struct err *err)
+{
+    struct work *w = ud;
+    Transcode__Output *o = new_output(w, out, n);
+    if (!o)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "segment: out of memory");
+    pthread_mutex_lock(&w->lock);
+    w->n_made++;
+    bool between = is_between(w);
+    pthread_mutex_unlock(&w->lock);
+    enum status s = sink_put(w->sink, bytes, n, o, err);
+    if (s == STATUS_OK)
+        stop_if_yielding(w, between);
+    return s;
+}
+
+// What is still to be made of a task, as runs of segments that lack the same renditions.
+struct gap {
+    uint64_t lacking; // bits: of the task's renditions
+    int32_t first, n;
+};
+
+static int place_of(const Transcode__Task *t, const char *rendition)
+{
+    for (size_t i = 0; i < t->n_renditions; i++)
+        if (str_eq(t->renditions[i], rendition))
+            return (int)i;
+    return -1;
+}
+
+static uint64_t lacking(const Transcode__Task *t, int32_t segment)
+{
+    uint64_t bits = t->n_renditions == 64 ? UINT64_MAX : (UINT64_C(1) << t->n_renditions) - 1;
+    for (size_t i = 0; i < t->n_made; i++) {
+        int place = place_of(t, t->made[i]->rendition);
+        for (size_t k = 0; place >= 0 && k < t->made[i]->n_segments; k++)
+            if (t->made[i]->segments[k] == segment)
+                bits &= ~(UINT64_C(1) << place);
+    }
+    return bits;
+}
+
+// The next gap from segment *at on; false: there is none.
+static bool next_gap(const Transcode__Task *t, int32_t *at, struct gap *ret)
+{
+    int32_t end = t->first_segment + t->n_segments;
+    while (*at < end && !lacking(t, *at))
+        ++*at;
+    if (*at == end)
+        return false;
+    *ret = (struct gap){.lacking = lacking(t, *at), .first = *at};
+    while (*at < end && lacking(t, *at) == ret->lacking)
+        ++*at, ret->n++;
+    return true;
+}
+
+static size_t gap_outputs(const struct gap *g)
+{
+    return (size_t)__builtin_popcountll(g->lacking) * (size_t)g->n;
+}
+
+static enum status read_plan(struct work *w, struct err *err)
 {
     const Transcode__Task *t = w->run->task;
-    bool images = t->kind == TRANSCODE__TASK_KIND__IMAGES;
     enum status s = media_plan_decode(t->plan.data, t->plan.len, &w->plan, err);
     if (s != STATUS_OK)
         return err_wrap(err, s, "plan of the task");
-    bool bad = t->first_segment < 0 || t->n_segments < 1 || t->n_renditions < 1 ||
-               t->n_renditions > MEDIA_MAX_RENDITIONS;
+    if (t->first_segment < 0 || t->n_segments < 1 || t->n_segments > MEDIA_MAX_SEGMENTS ||
+        t->n_renditions < 1 || t->n_renditions > MEDIA_MAX_RENDITIONS)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "the task and its plan disagree");
+    int32_t at = t->first_segment;
+    for (struct gap g; next_gap(t, &at, &g);)
+        w->n_outputs += gap_outputs(&g);
+    return STATUS_OK;
+}
+
+static enum status make_task(struct work *w, const struct gap *g, struct media_task *ret,
+                             struct err *err)
+{
+    const Transcode__Task *t = w->run->task;
     *ret = (struct media_task){
-        .kind = images ? MEDIA_TASK_IMAGES : MEDIA_TASK_CHUNK,
+        .kind = is_chunk(w) ? MEDIA_TASK_CHUNK : MEDIA_TASK_IMAGES,
         .source_size = t->source_size,
         .threads = w->run->threads,
         .window_blocks = window_blocks(w->run),
-        .first_segment = (uint32_t)t->first_segment,
-        .n_segments = (uint32_t)t->n_segments,
+        .first_segment = (uint32_t)g->first,
+        .n_segments = (uint32_t)g->n,
         .plan = t->plan.data,
         .plan_len = t->plan.len,
     };
-    for (size_t i = 0; !bad && i < t->n_renditions; i++) {
-        int which = images ? media_image_find(t->renditions[i])
-                           : media_plan_find(w->plan, t->renditions[i]);
-        bad = which < 0;
+    for (size_t i = 0; i < t->n_renditions; i++) {
+        if (!(g->lacking >> i & 1))
+            continue;
+        int which = is_chunk(w) ? media_plan_find(w->plan, t->renditions[i])
+                                : media_image_find(t->renditions[i]);
+        if (which < 0)
+            return err_set(err, STATUS_INVALID_ARGUMENT, "the task and its plan disagree");
         ret->renditions[ret->n_renditions++] = (uint8_t)which;
     }
-    if (bad)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "the task and its plan disagree");
-    w->max_outputs = (size_t)t->n_segments * t->n_renditions;
-    w->ret->outputs = arena_array(w->arena, w->max_outputs, sizeof w->ret->outputs[0]);
-    return w->ret->outputs ? STATUS_OK
-                           : err_set(err, STATUS_RESOURCE_EXHAUSTED, "task: out of memory");
+    return STATUS_OK;
 }
 
 // A film plays without its poster: what a decoder makes of its pictures alone does not spoil it.
@@ -243,17 +383,21 @@ static bool goes_without(const struct work *w, const struct child_result *c)
             c->outcome == CHILD_LIMIT || c->outcome == CHILD_TIMEOUT);
 }
 
-static void make(struct work *w, struct run_verdict *v)
+// One codec process for one gap. False: that was the last.
+static bool fill_gap(struct work *w, const struct gap *g, struct run_verdict *v)
 {
     struct err err = ERR_INIT;
     struct media_task task;
-    enum status s = make_task(w, &task, &err);
-    if (s == STATUS_OK)
-        s = sink_open(w->run, &w->sink, &err);
+    enum status s = make_task(w, g, &task, &err);
     if (s != STATUS_OK) {
         fail_status(v, s, &err);
-        return;
+        return false;
     }
+    pthread_mutex_lock(&w->lock);
+    w->row = task.n_renditions;
+    w->n_begun = w->n_made;
+    w->n_now = gap_outputs(g);
+    pthread_mutex_unlock(&w->lock);
     struct child_result c = {0};
     run_child(w, &task, CHUNK_MS, true, &c);
     if (goes_without(w, &c))
@@ -262,11 +406,31 @@ static void make(struct work *w, struct run_verdict *v)
     else
         judge(w, &c, v);
     child_result_done(&c);
-    if (v->class != TRANSCODE__FAIL_CLASS__FAIL_CLASS_UNSPECIFIED)
+    return v->class == TRANSCODE__FAIL_CLASS__FAIL_CLASS_UNSPECIFIED;
+}
+
+static void make(struct work *w, struct run_verdict *v)
+{
+    struct err err = ERR_INIT;
+    enum status s = read_plan(w, &err);
+    if (s == STATUS_OK)
+        s = sink_open(w->run, w->n_outputs, is_chunk(w) ? on_stored : NULL, w, &w->sink, &err);
+    if (s != STATUS_OK) {
+        fail_status(v, s, &err);
+        return;
+    }
+    w->told_us = time_mono_us();
+    int32_t at = w->run->task->first_segment;
+    for (struct gap g; next_gap(w->run->task, &at, &g) && fill_gap(w, &g, v);)
+        ;
+    // What is made is published even when the rest is given back.
+    bool failed = v->class != TRANSCODE__FAIL_CLASS__FAIL_CLASS_UNSPECIFIED;
+    if (failed && run_stopped(w->run) != STOP_YIELD)
         return;
     s = sink_flush(w->sink, &err);
     w->ret->seconds->store = sink_seconds(w->sink);
-    if (s != STATUS_OK)
+    w->ret->outputs = sink_rest(w->sink, &w->ret->n_outputs);
+    if (s != STATUS_OK && !failed)
         fail_status(v, s, &err);
 }
 
@@ -289,8 +453,8 @@ static void run_child(struct work *w, const struct media_task *task, int64_t lim
     };
     child_run(&job, ret);
     double fetch = source_seconds(w->source) - waited;
-    w->ret->seconds->encode = (double)(time_mono_us() - begin_us) / 1e6 - fetch;
-    w->ret->seconds->cpu = (double)ret->cpu_us / 1e6;
+    w->ret->seconds->encode += (double)(time_mono_us() - begin_us) / 1e6 - fetch;
+    w->ret->seconds->cpu += (double)ret->cpu_us / 1e6;
 }
 
 // ---------------------------------------------------------------- move
@@ -349,6 +513,19 @@ static void do_task(struct work *w, struct run_verdict *v)
     }
 }
 
+// The sink's list goes with it.
+static void keep_rest(struct work *w, struct run_verdict *v)
+{
+    size_t n = w->ret->n_outputs;
+    Transcode__Output **copy = arena_array(w->arena, n + 1, sizeof *copy);
+    if (!copy && v->class == TRANSCODE__FAIL_CLASS__FAIL_CLASS_UNSPECIFIED)
+        fail(v, TRANSCODE__FAIL_CLASS__RESOURCE, "task: out of memory");
+    if (copy && n)
+        memcpy(copy, w->ret->outputs, n * sizeof *copy);
+    w->ret->outputs = copy;
+    w->ret->n_outputs = copy ? n : 0;
+}
+
 void run_task(struct run *r, struct arena *a, Transcode__CompleteRequest *ret,
               struct run_verdict *verdict)
 {
@@ -362,11 +539,14 @@ void run_task(struct run *r, struct arena *a, Transcode__CompleteRequest *ret,
         return;
     }
     transcode__stage_seconds__init(ret->seconds);
-    struct work w = {.run = r, .arena = a, .ret = ret};
+    struct work w = {.run = r, .arena = a, .ret = ret, .row = 1};
+    pthread_mutex_init(&w.lock, NULL);
     do_task(&w, verdict);
     if (w.source)
         ret->seconds->fetch = source_seconds(w.source);
+    keep_rest(&w, verdict);
     sink_free(w.sink);
     source_free(w.source);
+    pthread_mutex_destroy(&w.lock);
     media_plan_free(w.plan);
 }

@@ -200,7 +200,7 @@ static void work_on(struct worker *w, struct run *r)
     bool done = v.class == TRANSCODE__FAIL_CLASS__FAIL_CLASS_UNSPECIFIED;
     if (done) // even when stopping: the work is there
         say_complete(w, r, &result);
-    else if (run_stopped(r) == STOP_DRAIN)
+    else if (run_stopped(r) == STOP_DRAIN || run_stopped(r) == STOP_YIELD)
         give_back(w, r->task);
     else if (run_stopped(r) == STOP_NONE)
         say_failed(w, r, &v);
@@ -361,6 +361,18 @@ static void lose(struct worker *w, const char *task_id)
     pthread_mutex_unlock(&w->lock);
 }
 
+static void make_yield(struct worker *w, const char *task_id)
+{
+    pthread_mutex_lock(&w->lock);
+    list_for_each(it, &w->runs)
+    {
+        struct run *r = list_entry(it, struct run, link);
+        if (str_eq(r->task->task_id, task_id))
+            run_yield(r);
+    }
+    pthread_mutex_unlock(&w->lock);
+}
+
 // The leases as of now and the token that ends the wait when there is another.
 static struct cancel *begin_poll(struct worker *w, struct arena *a, Transcode__RenewRequest *req)
 {
@@ -409,6 +421,8 @@ static enum renewal renew(struct worker *w)
         log_debug(w->env.log, "renew_failed", F_ERR(&err)); // work goes on: its result may count
     for (size_t i = 0; s == STATUS_OK && i < reply->n_lost; i++)
         lose(w, reply->lost[i]);
+    for (size_t i = 0; s == STATUS_OK && i < reply->n_yield; i++)
+        make_yield(w, reply->yield[i]);
     if (ended || (s == STATUS_OK && (reply->n_lost > 0 || time_mono_us() >= early_us)))
         return RENEW_AGAIN;
     return s == STATUS_OK ? RENEW_IDLE : RENEW_FAILED;

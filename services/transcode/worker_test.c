@@ -57,7 +57,12 @@ struct lease {
     bool leased;
     // what was said about it
     unsigned n_completed, n_failed, n_released;
-    size_t n_outputs, plan_len;
+    size_t n_outputs, plan_len; // n_outputs: published, and with Complete
+    size_t n_published;
+    int32_t first_published;
+    int32_t n_made;  // segments from the second on that the lease says are made
+    bool yield;      // what Renew answers
+    unsigned n_told; // so often
     int64_t fence;
     uint64_t said; // of all Complete requests: must stay the same
     Transcode__FailClass class;
@@ -79,6 +84,7 @@ struct world {
     struct lease leases[MAX_TASKS];
     size_t n_leases;
     unsigned refuse_completes; // with UNAVAILABLE, so many
+    bool refuse_publish;       // likewise
     char lost[16];             // what Renew says
     int64_t renew_ms;          // what Join says; 0: 100
     bool renew_waits;          // Renew answers when its wait is over, or a lease is lost
@@ -263,6 +269,20 @@ static enum status on_join(struct rpc_call *call, const Transcode__JoinRequest *
     return req->slots > 0 ? STATUS_OK : STATUS_INVALID_ARGUMENT;
 }
 
+static void describe_made(const struct lease *l, Transcode__Task *t, struct arena *a)
+{
+    if (!l->n_made)
+        return;
+    Transcode__MadeSegments *m = arena_alloc(a, sizeof *m);
+    transcode__made_segments__init(m);
+    t->made = arena_array(a, 1, sizeof t->made[0]);
+    t->made[t->n_made++] = m;
+    m->rendition = t->renditions[0];
+    m->segments = arena_array(a, (size_t)l->n_made, sizeof m->segments[0]);
+    for (int32_t i = 0; i < l->n_made; i++)
+        m->segments[m->n_segments++] = l->first + 1 + i;
+}
+
 static Transcode__Task *describe(struct world *w, struct lease *l, struct arena *a)
 {
     Transcode__Task *t = arena_alloc(a, sizeof *t);
@@ -286,6 +306,7 @@ static Transcode__Task *describe(struct world *w, struct lease *l, struct arena 
         t->n_renditions = 1;
         t->first_segment = l->first;
         t->n_segments = l->n;
+        describe_made(l, t, a);
     }
     return t;
 }
@@ -338,6 +359,14 @@ static enum status on_renew(struct rpc_call *call, const Transcode__RenewRequest
     if (names_lost(w, req))
         ret->lost[ret->n_lost++] = arena_strdup(rpc_call_arena(call), w->lost);
     w->n_renewing--;
+    ret->yield = arena_array(rpc_call_arena(call), MAX_TASKS, sizeof *ret->yield);
+    for (size_t i = 0; i < req->n_leases; i++) {
+        struct lease *l = find_lease(w, req->leases[i]->task_id);
+        if (l && l->yield) {
+            l->n_told++;
+            ret->yield[ret->n_yield++] = l->id;
+        }
+    }
     unlock(w);
     cancel_unhook(hook);
     return STATUS_OK;
@@ -351,6 +380,37 @@ static uint64_t summary(const Transcode__CompleteRequest *r)
         for (size_t k = 0; k < r->outputs[i]->digest.len; k++)
             h = (h ^ r->outputs[i]->digest.data[k]) * 1099511628211U;
     return h ? h : 1;
+}
+
+// How many of them lie at the target; SIZE_MAX when not all do.
+static size_t count_stored(struct world *w, size_t n, Transcode__Output *const *outputs)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!has_object(&w->origins[1], outputs[i]->digest, outputs[i]->size) ||
+            outputs[i]->init_digest.len != OBJECT_DIGEST_SIZE)
+            return SIZE_MAX;
+    return n;
+}
+
+static enum status on_publish(struct rpc_call *call, const Transcode__PublishRequest *req,
+                              Transcode__PublishReply *ret, struct err *err)
+{
+    struct world *w = rpc_call_self(call);
+    (void)ret;
+    enum status s = STATUS_OK;
+    lock(w);
+    struct lease *l = find_lease(w, req->task_id);
+    if (!l || l->fence != req->fence) {
+        s = err_set(err, STATUS_ABORTED, "not that lease");
+    } else if (w->refuse_publish) {
+        s = err_set(err, STATUS_UNAVAILABLE, "not now");
+    } else {
+        if (!l->n_published)
+            l->first_published = req->outputs[0]->segment;
+        l->n_published += count_stored(w, req->n_outputs, req->outputs);
+    }
+    unlock(w);
+    return s;
 }
 
 static enum status on_complete(struct rpc_call *call, const Transcode__CompleteRequest *req,
@@ -368,11 +428,7 @@ static enum status on_complete(struct rpc_call *call, const Transcode__CompleteR
         l->said = summary(req);
         s = err_set(err, STATUS_UNAVAILABLE, "not now");
     } else {
-        size_t stored = 0;
-        for (size_t i = 0; i < req->n_outputs; i++)
-            stored += has_object(&w->origins[1], req->outputs[i]->digest, req->outputs[i]->size) &&
-                      req->outputs[i]->init_digest.len == OBJECT_DIGEST_SIZE;
-        l->n_outputs = stored == req->n_outputs ? stored : SIZE_MAX;
+        l->n_outputs = l->n_published + count_stored(w, req->n_outputs, req->outputs);
         l->plan_len = req->plan.len;
         l->n_completed++;
     }
@@ -459,6 +515,7 @@ static void start_orchestrator(struct world *w)
     static const struct transcode_work_handlers handlers = {.join = on_join,
                                                             .lease = on_lease,
                                                             .renew = on_renew,
+                                                            .publish = on_publish,
                                                             .complete = on_complete,
                                                             .fail = on_fail,
                                                             .release = on_release};
@@ -623,7 +680,12 @@ static void make_plan(struct world *w)
     w->plan = mem_dup(r.plan_bytes, r.plan_len);
     w->plan_len = r.plan_len;
     w->n_segments = (uint32_t)r.plan->video.n_segments;
-    str_copy(w->first_rendition, sizeof w->first_rendition, r.plan->renditions[0].id);
+    // The smallest rung: it takes the least time.
+    size_t last = 0;
+    while (last + 1 < r.plan->n_renditions && r.plan->renditions[last + 1].kind == MEDIA_VIDEO &&
+           !r.plan->renditions[last + 1].lazy)
+        last++;
+    str_copy(w->first_rendition, sizeof w->first_rendition, r.plan->renditions[last].id);
     child_result_done(&r);
 }
 
@@ -907,6 +969,79 @@ static void test_complete_is_repeated_under_the_same_token(void **state)
     stop_worker(w);
 }
 
+// A chunk of all segments, to a worker that is started for it.
+static struct lease *offer_chunk(struct world *w, int32_t n_made)
+{
+    struct lease *l = offer(w, TRANSCODE__TASK_KIND__CHUNK, 1);
+    lock(w);
+    l->n_made = n_made;
+    unlock(w);
+    start_worker(w, 1);
+    return l;
+}
+
+static void test_segments_are_published_as_they_are_made(void **state)
+{
+    struct world *w = *state;
+    if (!load_film(w))
+        skip();
+    make_plan(w);
+    struct lease *l = offer_chunk(w, 0);
+    AWAIT(w, l->n_completed || l->n_failed);
+    assert_int_equal(l->n_published, w->n_segments);
+    assert_int_equal(l->n_outputs, w->n_segments);
+    stop_worker(w);
+}
+
+static void test_what_could_not_be_published_comes_with_the_end(void **state)
+{
+    struct world *w = *state;
+    if (!load_film(w))
+        skip();
+    make_plan(w);
+    w->refuse_publish = true;
+    struct lease *l = offer_chunk(w, 0);
+    AWAIT(w, l->n_completed || l->n_failed);
+    assert_int_equal(l->n_published, 0);
+    assert_int_equal(l->n_outputs, w->n_segments);
+    stop_worker(w);
+}
+
+static void test_what_is_made_already_is_left_out(void **state)
+{
+    struct world *w = *state;
+    if (!load_film(w))
+        skip();
+    make_plan(w);
+    assert_true(w->n_segments > 3);
+    struct lease *l = offer_chunk(w, 2); // what is missing lies before and after
+    AWAIT(w, l->n_completed || l->n_failed);
+    assert_int_equal(l->n_outputs, w->n_segments - 2);
+    stop_worker(w);
+}
+
+static void test_yielding_task_is_given_back_after_its_segment(void **state)
+{
+    struct world *w = *state;
+    if (!load_film(w))
+        skip();
+    make_plan(w);
+    struct origin *o = &w->origins[0];
+    o->hold_read = true;
+    struct lease *l = offer_chunk(w, 0);
+    AWAIT(w, o->n_held == 1);
+    lock(w);
+    l->yield = true;
+    unlock(w);
+    AWAIT(w, l->n_told > 1); // what the first said has been heard by then
+    release_hold(w, &o->hold_read);
+    AWAIT(w, l->n_released || l->n_completed || l->n_failed);
+    assert_int_equal(l->n_released, 1);
+    assert_int_equal(l->n_published, 1);
+    assert_int_equal(l->first_published, 0);
+    stop_worker(w);
+}
+
 static void test_two_slots_work_at_once(void **state)
 {
     struct world *w = *state;
@@ -940,6 +1075,10 @@ int main(void)
         TEST(test_drain_gives_leases_back_within_five_seconds),
         TEST(test_hostile_file_is_rejected_with_a_reason),
         TEST(test_complete_is_repeated_under_the_same_token),
+        TEST(test_segments_are_published_as_they_are_made),
+        TEST(test_what_could_not_be_published_comes_with_the_end),
+        TEST(test_what_is_made_already_is_left_out),
+        TEST(test_yielding_task_is_given_back_after_its_segment),
         TEST(test_two_slots_work_at_once),
     };
     int n = cmocka_run_group_tests(tests, NULL, NULL);
