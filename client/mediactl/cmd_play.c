@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "ctl.h"
+#include "explain.h"
 
 extern char **environ;
 
@@ -223,5 +224,9 @@ static const struct command commands[] = {
          ALLOW(OPT_MAX_BITRATE) | ALLOW(OPT_NEVER_DIRECT) | ALLOW(OPT_SEEK) |
          ALLOW(OPT_FROM_LIBRARY),
      CONNECTED, cmd_play, "play to a file, standard output or a player"},
+    {"play explain", "ITEM", 1, 1,
+     ALLOW(OPT_PROFILE) | ALLOW(OPT_MAX_HEIGHT) | ALLOW(OPT_MAX_BITRATE) | ALLOW(OPT_AUDIO) |
+         ALLOW(OPT_SUBTITLES) | ALLOW(OPT_BURN) | ALLOW(OPT_NEVER_DIRECT) | ALLOW(OPT_NO_COPIES),
+     CONNECTED, cmd_play_explain, "how a player would play it, and why"},
 };
 const struct command_group play_commands = {commands, N_ELEMENTS(commands)};

@@ -41,6 +41,12 @@ enum option {
     OPT_MAX_HEIGHT,
     OPT_MAX_BITRATE,
     OPT_NEVER_DIRECT,
+    OPT_PROFILE,
+    OPT_AUDIO,
+    OPT_SUBTITLES,
+    OPT_BURN,
+    OPT_NO_COPIES,
+    OPT_RENDITION,
     OPT_SEEK,
     OPT_FROM_LIBRARY,
     OPT_IDEMPOTENCY_KEY,
@@ -62,6 +68,8 @@ enum option {
     OPT_CONSUMER,
     OPT_OWNER,
     OPT_ALL,
+    OPT_REASON,
+    OPT_NOW,
     N_OPTIONS
 };
 #define ALLOW(o) (UINT64_C(1) << (o))
@@ -104,8 +112,8 @@ struct command_group {
     size_t n;
 };
 extern const struct command_group auth_commands, item_commands, upload_commands, play_commands,
-    shop_commands, library_commands, job_commands, user_commands, event_commands, rpc_commands,
-    node_commands, misc_commands;
+    shop_commands, library_commands, job_commands, worker_commands, user_commands, event_commands,
+    rpc_commands, node_commands, misc_commands;
 extern const struct command_group *const command_groups[];
 extern const size_t n_command_groups;
 
@@ -188,6 +196,8 @@ struct progress {
 void progress_init(struct progress *p, const struct ctl *k, const char *what);
 int progress_update(const cauce_progress *now, void *ud); // a cauce_progress_fn
 void progress_end(struct progress *p);
+
+enum status cmd_job_watch(struct ctl *k) MUST_CHECK; // cmd_watch.c
 
 // ---- calls: texts of a reply are fit for a terminal unless JSON is wanted ----
 #define CTL_CALL(k, stub, route, req, ret)                                                         \

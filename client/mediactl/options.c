@@ -32,6 +32,12 @@ const struct option_row option_rows[N_OPTIONS] = {
     [OPT_MAX_HEIGHT]      = {"--max-height", "PIXELS", "no picture higher than this"},
     [OPT_MAX_BITRATE]     = {"--max-bitrate", "BITS", "no more bits per second than this"},
     [OPT_NEVER_DIRECT]    = {"--never-direct", NULL, "renditions, also when the source would do"},
+    [OPT_PROFILE]         = {"--profile", "NAME", "the player: chrome, mpv, ..., or a profile of your own in FILE.json"},
+    [OPT_AUDIO]           = {"--audio", "LANGUAGE", "sound in this language"},
+    [OPT_SUBTITLES]       = {"--subtitles", "LANGUAGE", "subtitles in this language"},
+    [OPT_BURN]            = {"--burn", "WHEN", "subtitles into the picture: needed, never, always"},
+    [OPT_NO_COPIES]       = {"--no-copies", NULL, "do not pack the source's packets anew"},
+    [OPT_RENDITION]       = {"--rendition", "NAMES", "picture, sound or both: v720, a128, v720+a128"},
     [OPT_SEEK]            = {"--seek", "SECONDS", "begin there (renditions only)"},
     [OPT_FROM_LIBRARY]    = {"--from-library", "DIR", "play a downloaded item; needs no server"},
     [OPT_IDEMPOTENCY_KEY] = {"--idempotency-key", "KEY", "the same key never charges twice (else a new one)"},
@@ -52,6 +58,8 @@ const struct option_row option_rows[N_OPTIONS] = {
     [OPT_CONSUMER]        = {"--consumer", "NAME", "keep the position under this name, and go on from there the next time"},
     [OPT_OWNER]           = {"--owner", "OWNER", "whose: a user's id, or a role (admin)"},
     [OPT_ALL]             = {"--all", NULL, "of all users and roles (admin)"},
+    [OPT_REASON]          = {"--reason", "TEXT", "why; shown with the item"},
+    [OPT_NOW]             = {"--now", NULL, "give back what it works on instead of finishing it"},
     [OPT_UNUSED]          = {"--unused", NULL, "methods that were never called, too"},
 };
 // clang-format on
@@ -196,7 +204,14 @@ static enum status take_command(struct ctl *k, struct err *err)
     size_t n = 1;
     char name[64];
     str_copy(name, sizeof(name), k->args[0]);
-    if (is_group(k->args[0])) {
+    // "play ITEM" beside "play explain ITEM": the longer name is taken where it is one
+    bool alone = find(name) != NULL;
+    if (alone && k->n_args > 1) {
+        char longer[64];
+        snprintf(longer, sizeof(longer), "%s %s", k->args[0], k->args[1]);
+        alone = find(longer) == NULL;
+    }
+    if (!alone && is_group(k->args[0])) {
         k->group = k->args[0];
         if (k->n_args < 2 && ctl_has(k, OPT_HELP))
             return STATUS_OK;
