@@ -30,4 +30,5 @@ ALTER TABLE orchestrator.worker
     DROP COLUMN last_error,
     DROP COLUMN codecs,
     DROP COLUMN threads,
+    DROP COLUMN instance,
     DROP COLUMN sampled;

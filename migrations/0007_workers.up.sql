@@ -5,6 +5,7 @@ ALTER TABLE orchestrator.worker
     ADD COLUMN last_error text NOT NULL DEFAULT '',
     ADD COLUMN codecs text NOT NULL DEFAULT '',               -- what it encodes: "h264,hevc,aac"
     ADD COLUMN threads integer NOT NULL DEFAULT 0,
+    ADD COLUMN instance text NOT NULL DEFAULT '',             -- another one with each start
     ADD COLUMN sampled bigint NOT NULL DEFAULT 0;             -- results that a check was ordered for
 
 ALTER TABLE orchestrator.job

@@ -129,6 +129,10 @@ const struct svc_node *orch_origin_node(const struct orch *o, const char *node_i
 
 // ---- leases that were taken away (leases.c) ----
 // Ends a deferred Work.Renew: at once when a lease of the request is lost, else after wait_ms.
+// A worker says what it is. When it was started again, the leases that it had are over: others take
+// them at once instead of when they run out.
+enum status leases_join(struct db *db, const char *worker, const Transcode__JoinRequest *req,
+                        struct err *err) MUST_CHECK;
 enum status leases_watch(struct rpc_call *call, const Transcode__RenewRequest *req,
                          struct err *err) MUST_CHECK;
 

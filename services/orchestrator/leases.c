@@ -9,6 +9,53 @@
 
 #define MAX_LIST_BYTES (64U << 10)
 
+// ---------------------------------------------------------------- a worker that was started again
+
+struct joining {
+    const char *worker;
+    const Transcode__JoinRequest *req;
+};
+
+static enum status join_tx(struct db_conn *c, void *ud, struct err *err)
+{
+    const struct joining *j = ud;
+    // An attempt that it died in counts: the task may be why.
+    static const char drop[] =
+        "UPDATE orchestrator.task SET state = 'available', error = 'worker ' || worker ||"
+        "  ' was started again', worker = '', lease_until = NULL, stage = '', progress = 0 "
+        "WHERE id IN (SELECT t.id FROM orchestrator.task t JOIN orchestrator.worker w"
+        "    ON w.id = t.worker WHERE t.worker = $1::text AND t.state = 'leased'"
+        "  AND w.instance <> $2::text AND t.attempts < $3::int FOR UPDATE OF t SKIP LOCKED)";
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s =
+        db_exec(c, drop,
+                DB_PARAMS(DB_TEXT(j->worker), DB_TEXT(j->req->instance), DB_I64(ORCH_MAX_ATTEMPTS)),
+                &r, err);
+    if (s == STATUS_OK && db_result_n_affected(r) > 0)
+        s = queue_notify(c, ORCH_TASK_CHANNEL, "", err);
+    if (s != STATUS_OK)
+        return s;
+    static const char join[] =
+        "INSERT INTO orchestrator.worker (id, slots, build, cpu_class, codecs, threads, instance) "
+        "VALUES ($1::text, $2::int, $3::text, $4::text, $5::text, $6::int, $7::text) "
+        "ON CONFLICT (id) DO UPDATE SET slots = $2::int, build = $3::text, cpu_class = $4::text,"
+        "  codecs = $5::text, threads = $6::int, instance = $7::text, last_seen = now()";
+    return db_exec(c, join,
+                   DB_PARAMS(DB_TEXT(j->worker), DB_I64(j->req->slots), DB_TEXT(j->req->build),
+                             DB_TEXT(j->req->cpu_class), DB_TEXT(j->req->codecs),
+                             DB_I64(j->req->threads), DB_TEXT(j->req->instance)),
+                   NULL, err);
+}
+
+enum status leases_join(struct db *db, const char *worker, const Transcode__JoinRequest *req,
+                        struct err *err)
+{
+    struct joining j = {.worker = worker, .req = req};
+    return db_tx(db, DB_READ_COMMITTED, join_tx, &j, err);
+}
+
+// ---------------------------------------------------------------- a renewal that waits
+
 struct lease_watch {
     struct orch *o;
     struct rpc_call *call;

@@ -28,18 +28,11 @@ static enum status join(struct rpc_call *call, const Transcode__JoinRequest *req
 {
     struct orch *o = rpc_call_self(call);
     if (req->slots < 0 || req->slots > MAX_SLOTS || strlen(req->build) > 200 ||
-        strlen(req->cpu_class) > 200 || strlen(req->codecs) > 200 || req->threads < 0)
+        strlen(req->cpu_class) > 200 || strlen(req->codecs) > 200 || req->threads < 0 ||
+        strlen(req->instance) > 64)
         return err_set(err, STATUS_INVALID_ARGUMENT, "join: %d slots; at most %d", req->slots,
                        MAX_SLOTS);
-    enum status s = db_query(
-        o->db,
-        "INSERT INTO orchestrator.worker (id, slots, build, cpu_class, codecs, threads) "
-        "VALUES ($1::text, $2::int, $3::text, $4::text, $5::text, $6::int) "
-        "ON CONFLICT (id) DO UPDATE SET slots = $2::int, build = $3::text, cpu_class = $4::text,"
-        "  codecs = $5::text, threads = $6::int, last_seen = now()",
-        DB_PARAMS(DB_TEXT(worker_id(call)), DB_I64(req->slots), DB_TEXT(req->build),
-                  DB_TEXT(req->cpu_class), DB_TEXT(req->codecs), DB_I64(req->threads)),
-        NULL, err);
+    enum status s = leases_join(o->db, worker_id(call), req, err);
     ret->lease_ms = ORCH_LEASE_MS;
     ret->renew_ms = ORCH_RENEW_MS;
     return s;

@@ -40,6 +40,8 @@ struct worker {
     struct cancel *cancel; // of polls
     struct cancel *poll;   // of the renewal that waits, or NULL; under lock
     unsigned n_begun;      // tasks so far; under lock
+    bool joined;           // the orchestrator knows that earlier leases are over; under lock
+    char instance[UUID_SIZE];
     pthread_t keeper;
     bool keeper_started;
     unsigned n_seen;  // the keeper's own: of n_begun, when it looked last
@@ -260,11 +262,20 @@ static enum status lease(struct worker *w, Transcode__LeaseReply **ret, struct e
     return transcode_work_lease(c, &o, &req, ret, err);
 }
 
+static void await_join(struct worker *w)
+{
+    pthread_mutex_lock(&w->lock);
+    while (!w->joined && !w->draining)
+        pthread_cond_wait(&w->changed, &w->lock);
+    pthread_mutex_unlock(&w->lock);
+}
+
 static void *slot_thread(void *ud)
 {
     struct slot *slot = ud;
     struct worker *w = slot->w;
     unsigned n_failed = 0;
+    await_join(w);
     while (!is_draining(w)) {
         AUTO(rpc_message_free_p) Transcode__LeaseReply *reply = NULL;
         struct err err = ERR_INIT;
@@ -295,12 +306,12 @@ static void name_codecs(char *dst, size_t size)
     }
 }
 
-static void join(struct worker *w)
+static bool join(struct worker *w)
 {
     struct err err = ERR_INIT;
     struct rpc_client *c = w->env.orchestrator(w->env.ud, &err);
     if (!c)
-        return;
+        return false;
     Transcode__JoinRequest req;
     transcode__join_request__init(&req);
     char build[128], cpu[128], codecs[128];
@@ -311,6 +322,7 @@ static void join(struct worker *w)
     req.build = build;
     req.cpu_class = cpu;
     req.codecs = codecs;
+    req.instance = w->instance;
     req.threads = (int32_t)(w->n_slots > w->n_cores ? w->n_slots : w->n_cores);
     struct rpc_opts o = {.deadline_us = time_deadline_in_ms(CALL_MS), .cancel = w->cancel};
     AUTO(rpc_message_free_p) Transcode__JoinReply *reply = NULL;
@@ -319,6 +331,20 @@ static void join(struct worker *w)
         w->renew_ms = reply->renew_ms;
     else if (s != STATUS_OK && s != STATUS_CANCELLED)
         log_debug(w->env.log, "join_failed", F_ERR(&err));
+    return s == STATUS_OK;
+}
+
+// Until the orchestrator has answered once: slots lease nothing before. False: draining.
+static bool join_first(struct worker *w)
+{
+    for (unsigned n = 0; !join(w); n++)
+        if (!rest(w, backoff_ms(n)))
+            return false;
+    pthread_mutex_lock(&w->lock);
+    w->joined = true;
+    pthread_cond_broadcast(&w->changed);
+    pthread_mutex_unlock(&w->lock);
+    return true;
 }
 
 // The leases that are held and not known to be lost, as of now. Strings belong to the arena.
@@ -431,13 +457,12 @@ static enum renewal renew(struct worker *w)
 static void *keeper_thread(void *ud)
 {
     struct worker *w = ud;
-    int64_t next_join_us = 0;
-    bool go_on = true;
+    bool go_on = join_first(w);
+    int64_t next_join_us = time_deadline_in_ms(JOIN_EVERY_MS);
     while (go_on) {
-        int64_t now_us = time_mono_us();
-        if (now_us >= next_join_us) {
-            join(w);
-            next_join_us = now_us + INT64_C(1000) * JOIN_EVERY_MS;
+        if (time_mono_us() >= next_join_us) {
+            (void)join(w);
+            next_join_us = time_deadline_in_ms(JOIN_EVERY_MS);
         }
         switch (renew(w)) {
         case RENEW_AGAIN:
@@ -465,6 +490,7 @@ enum status worker_new(const struct worker_env *env, struct worker **ret, struct
     w->env = *env;
     w->n_slots = n;
     w->renew_ms = 5000;
+    rand_uuid7(w->instance);
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     w->n_cores = cores < 1 ? 1 : cores > 64 ? 64 : (unsigned)cores;
     list_init(&w->runs);
