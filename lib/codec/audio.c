@@ -275,7 +275,7 @@ static enum status fill_window(struct audio_job *j, struct err *err)
         bool last = attempt == 2 || ms <= 0 || how == MEDIA_SEEK_NONE;
         int64_t ticks = last ? MEDIA_TIME_UNKNOWN
                              : j->zero + av_rescale_q(ms, (AVRational){1, 1000}, st->time_base);
-        s = codec_input_seek(j->in, j->stream, how, ticks, -1, err);
+        s = codec_input_seek_sound(j->in, j->plan, j->stream, how, ticks, err);
         if (s == STATUS_INVALID_ARGUMENT && !last)
             continue;
         if (s != STATUS_OK)

@@ -230,6 +230,20 @@ enum status codec_decoder_open(struct codec_input *in, int stream, unsigned thre
     return STATUS_OK;
 }
 
+bool codec_is_matroska(const struct codec_input *in)
+{
+    return strncmp(in->fmt->iformat->name, "matroska", 8) == 0;
+}
+
+// The plan knows where the cluster of a keyframe begins; cues may be missing or thin. The second
+// entry is there because the demuxer reads on behind the last one that it knows.
+static void add_to_index(struct codec_input *in, int stream, int64_t ticks, int64_t offset)
+{
+    AVStream *st = in->fmt->streams[stream];
+    for (int64_t i = 0; i < 2; i++)
+        (void)av_add_index_entry(st, offset, ticks + i, 0, 0, AVINDEX_KEYFRAME);
+}
+
 enum status codec_input_seek(struct codec_input *in, int stream, enum media_seek how, int64_t ticks,
                              int64_t offset, struct err *err)
 {
@@ -237,6 +251,8 @@ enum status codec_input_seek(struct codec_input *in, int stream, enum media_seek
     if (how == MEDIA_SEEK_BYTES && ticks != MEDIA_TIME_UNKNOWN && offset >= 0) {
         n = avformat_seek_file(in->fmt, -1, INT64_MIN, offset, INT64_MAX, AVSEEK_FLAG_BYTE);
     } else if (how == MEDIA_SEEK_TIME && ticks != MEDIA_TIME_UNKNOWN) {
+        if (codec_is_matroska(in) && offset > 0)
+            add_to_index(in, stream, ticks, offset);
         n = av_seek_frame(in->fmt, stream, ticks, AVSEEK_FLAG_BACKWARD);
     } else {
         // The beginning: by bytes where the format allows it, for those that cannot seek by time.
@@ -247,4 +263,38 @@ enum status codec_input_seek(struct codec_input *in, int stream, enum media_seek
             n = av_seek_frame(in->fmt, -1, 0, AVSEEK_FLAG_BYTE);
     }
     return n < 0 ? codec_error(in, n, "seek", err) : STATUS_OK;
+}
+
+// The last segment of the picture that begins to be decoded at least a second before `ticks`.
+static const struct media_segment *
+picture_before(const struct media_plan *plan, const AVStream *video, int64_t ticks, AVRational tb)
+{
+    const struct media_segment *best = NULL;
+    int64_t before = av_rescale_q(ticks, tb, video->time_base) -
+                     av_rescale_q(1, (AVRational){1, 1}, video->time_base);
+    for (size_t i = 0; i < plan->video.n_segments; i++) {
+        const struct media_segment *s = &plan->video.segments[i];
+        if (s->seek_ticks == MEDIA_TIME_UNKNOWN || s->seek_offset <= 0 || s->seek_ticks > before)
+            continue;
+        if (!best || s->seek_ticks > best->seek_ticks)
+            best = s;
+    }
+    return best;
+}
+
+enum status codec_input_seek_sound(struct codec_input *in, const struct media_plan *plan,
+                                   int stream, enum media_seek how, int64_t ticks, struct err *err)
+{
+    const struct media_track *t = media_plan_track(plan, MEDIA_TRACK_VIDEO);
+    bool by_picture = codec_is_matroska(in) && how == MEDIA_SEEK_TIME &&
+                      ticks != MEDIA_TIME_UNKNOWN && t && t->index < in->fmt->nb_streams;
+    if (by_picture) {
+        const AVStream *video = in->fmt->streams[t->index];
+        const struct media_segment *s =
+            picture_before(plan, video, ticks, in->fmt->streams[stream]->time_base);
+        if (s)
+            return codec_input_seek(in, t->index, how, s->seek_ticks, s->seek_offset, err);
+        return codec_input_seek(in, stream, MEDIA_SEEK_NONE, MEDIA_TIME_UNKNOWN, -1, err);
+    }
+    return codec_input_seek(in, stream, how, ticks, -1, err);
 }

@@ -40,10 +40,16 @@ enum status codec_error(const struct codec_input *in, int av, const char *what, 
 enum status codec_decoder_open(struct codec_input *in, int stream, unsigned threads,
                                AVCodecContext **ret, struct err *err) MUST_CHECK;
 bool codec_is_mov(const struct codec_input *in);
+bool codec_is_matroska(const struct codec_input *in);
 // Go to where stream's time `ticks` (its own time base) can be decoded from; unknown: the
 // beginning.
 enum status codec_input_seek(struct codec_input *in, int stream, enum media_seek how, int64_t ticks,
                              int64_t offset, struct err *err) MUST_CHECK;
+// The same for a sound: Matroska's index is about the picture, and searching for the sound itself
+// would read the file up to there. Where it ends up may be seconds before `ticks`.
+enum status codec_input_seek_sound(struct codec_input *in, const struct media_plan *plan,
+                                   int stream, enum media_seek how, int64_t ticks,
+                                   struct err *err) MUST_CHECK;
 
 // ---- encoder.c: encoders by rendition, and what plans say about them ----
 enum status codec_encoder_open(const struct media_rendition *r, AVCodecContext **ret,

@@ -35,7 +35,7 @@ struct probe {
     struct media_plan *plan;
     bool no_pts;         // packets of the picture do not say when it is shown
     int64_t first_shown; // the time that the first decoded picture came out with
-    int video, audio; // stream numbers, -1 none
+    int video, audio;    // stream numbers, -1 none
     struct stamps frames;
     struct codec_picture *pictures; // may be NULL
     // sound: first and last times, packets' common length
@@ -256,6 +256,20 @@ static enum status scan(struct probe *p, struct err *err)
     if (p->in->failed)
         return codec_error(p->in, r, "probe", err);
     return STATUS_OK;
+}
+
+// Matroska is entered at clusters, not at blocks: the demuxer has noted those of the keyframes.
+static void use_clusters(struct probe *p)
+{
+    AVStream *st = p->in->fmt->streams[p->video];
+    for (size_t i = 0; i < p->frames.n; i++) {
+        struct stamp *s = &p->frames.p[i];
+        if (!s->key)
+            continue;
+        const AVIndexEntry *e =
+            avformat_index_get_entry_from_timestamp(st, s->pts, AVSEEK_FLAG_BACKWARD);
+        s->pos = e && e->timestamp == s->pts ? e->pos : -1;
+    }
 }
 
 // ---- the video grid ----
@@ -616,7 +630,7 @@ static int64_t find_zero(const struct probe *p)
         if (a < first)
             first = a;
     }
-    bool own = codec_is_mov(p->in) || str_starts_with(p->in->fmt->iformat->name, "matroska");
+    bool own = codec_is_mov(p->in) || codec_is_matroska(p->in);
     if (own && first > -1000000 && first < 5000000 && (first < 0 || first > SMALL_LEAD_US))
         first = 0;
     bool close = picture != INT64_MAX && picture > first && picture - first <= SMALL_LEAD_US;
@@ -636,7 +650,7 @@ static void set_seek_modes(struct probe *p)
     const char *f = p->in->fmt->iformat->name;
     // Seeking by time must give exact times of samples: these do; others are short enough to be
     // decoded from the beginning, or long enough for a small error to be the lesser evil.
-    bool exact = codec_is_mov(p->in) || str_starts_with(f, "matroska") || str_eq(f, "wav") ||
+    bool exact = codec_is_mov(p->in) || codec_is_matroska(p->in) || str_eq(f, "wav") ||
                  str_eq(f, "flac") || str_eq(f, "mpegts");
     if (p->audio >= 0)
         s->tracks[p->audio].seek =
@@ -766,6 +780,8 @@ static enum status run(struct probe *p, struct err *err)
     s = scan(p, err);
     if (s != STATUS_OK)
         return s;
+    if (p->video >= 0 && codec_is_matroska(p->in))
+        use_clusters(p);
     sort_stamps(&p->frames);
     if (p->video >= 0 && p->frames.n == 0)
         return err_set(err, STATUS_INVALID_ARGUMENT,
