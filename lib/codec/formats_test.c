@@ -1,5 +1,5 @@
-// What goes in and comes out in many forms: copies of the source's packets, on films that the
-// ffmpeg program makes.
+// What goes in and comes out in many forms: copies of the source's packets, formats of pictures, on
+// films that the ffmpeg program makes.
 #include "codec/codec.h"
 
 #include <fcntl.h>
@@ -78,14 +78,16 @@ static struct media_plan *probe(const struct codec_source *s)
 
 struct pictures {
     uint64_t *hash; // of each picture, in order
-    int64_t *time;  // microseconds from the first
+    int64_t *time;  // microseconds
     size_t n;
+    AVFrame *first;
 };
 
 static void pictures_done(struct pictures *p)
 {
     free(p->hash);
     free(p->time);
+    av_frame_free(&p->first);
 }
 
 static uint64_t hash_frame(const AVFrame *f)
@@ -104,6 +106,8 @@ static void note_picture(struct pictures *ret, const AVFrame *f, AVRational tb)
     ret->hash = realloc(ret->hash, (ret->n + 1) * sizeof(*ret->hash));
     ret->time = realloc(ret->time, (ret->n + 1) * sizeof(*ret->time));
     assert_true(ret->hash && ret->time);
+    if (ret->n == 0)
+        ret->first = av_frame_clone(f);
     ret->hash[ret->n] = hash_frame(f);
     ret->time[ret->n++] = av_rescale_q(f->best_effort_timestamp, tb, AV_TIME_BASE_Q);
 }
@@ -135,6 +139,16 @@ static void decode_all(const struct codec_source *s, struct pictures *ret)
     av_packet_free(&pkt);
     avcodec_free_context(&dec);
     codec_input_close(in);
+}
+
+static AVFrame *first_picture(const struct codec_source *s)
+{
+    struct pictures p;
+    decode_all(s, &p);
+    assert_true(p.n > 0);
+    AVFrame *f = TAKE(p.first);
+    pictures_done(&p);
+    return f;
 }
 
 // ---- segments ----
@@ -277,6 +291,129 @@ static void test_copies_hold_the_pictures_of_the_source(void **state)
     }
 }
 
+// ---- colours ----
+
+#define PLAIN "-f lavfi -i color=c=%s:size=%s:rate=10:duration=1,format=%s%s -c:v ffv1"
+
+// One colour all over, in, and what the top rung shows in its middle.
+static const struct {
+    const char *color, *size, *format, *filter, *tags;
+    uint8_t yuv[3], told[3]; // told: primaries, transfer, matrix
+    uint8_t slack;
+} colors[] = {
+    {"red", "96x64", "yuv444p", "", "", {81, 90, 240}, {2, 2, 2}, 1},
+    {"red", "96x64", "yuv422p10le", "", "", {81, 90, 240}, {2, 2, 2}, 1},
+    {"red", "97x65", "yuv420p", "", "", {81, 90, 240}, {2, 2, 2}, 1},
+    {"red", "97x65", "yuv444p", "", "", {81, 90, 240}, {2, 2, 2}, 1},
+    {"red", "96x64", "gbrp", "", "", {63, 102, 240}, {2, 2, 1}, 1},
+    {"blue", "96x64", "bgr0", "", "", {32, 240, 118}, {2, 2, 1}, 1},
+    {"0x808080", "96x64", "gray", "", "", {126, 128, 128}, {2, 2, 2}, 1},
+    {"0x808080", "96x64", "gbrp", "", "", {126, 128, 128}, {2, 2, 1}, 1},
+    // 203 cd/m2, the white of paper: a little below SDR's own, and the same by PQ and HLG.
+    {"gray",
+     "96x64",
+     "yuv420p10le",
+     ",geq=lum=573:cb=512:cr=512",
+     " -color_trc smpte2084 -colorspace bt2020nc -color_primaries bt2020",
+     {214, 128, 128},
+     {1, 1, 1},
+     3},
+    {"gray",
+     "96x64",
+     "yuv420p10le",
+     ",geq=lum=721:cb=512:cr=512",
+     " -color_trc arib-std-b67 -colorspace bt2020nc -color_primaries bt2020",
+     {214, 128, 128},
+     {1, 1, 1},
+     3},
+};
+
+static void check_color(size_t i)
+{
+    char args[512];
+    uint8_t got[3];
+    snprintf(args, sizeof(args), PLAIN "%s", colors[i].color, colors[i].size, colors[i].format,
+             colors[i].filter, colors[i].tags);
+    struct codec_source s = make_film(args, ".mkv");
+    AUTO(media_plan_free_p) struct media_plan *p = probe(&s);
+    const struct media_rendition *r = &p->renditions[0];
+    if (memcmp(r->color, colors[i].told, 3) != 0)
+        fail_msg("%s: told as %u/%u/%u", args, r->color[0], r->color[1], r->color[2]);
+    struct codec_source made = make_segments(&s, p, 0, 0, 1);
+    AVFrame *f = first_picture(&made);
+    for (int k = 0; k < 3; k++) {
+        int half = k > 0;
+        got[k] = f->data[k][(ptrdiff_t)(f->height / 2 >> half) * f->linesize[k] +
+                            (f->width / 2 >> half)];
+    }
+    for (int k = 0; k < 3; k++)
+        if (abs(got[k] - colors[i].yuv[k]) > colors[i].slack)
+            fail_msg("%s: %u/%u/%u", args, got[0], got[1], got[2]);
+    av_frame_free(&f);
+    close(made.fd);
+    close(s.fd);
+}
+
+static void test_pictures_of_many_formats_keep_their_colours(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_ELEMENTS(colors); i++)
+        check_color(i);
+}
+
+static AVFrame *ramp(enum AVColorTransferCharacteristic trc, int u, int v)
+{
+    AVFrame *f = av_frame_alloc();
+    assert_non_null(f);
+    f->format = AV_PIX_FMT_YUV420P10;
+    f->color_trc = trc;
+    f->colorspace = AVCOL_SPC_BT2020_NCL;
+    f->width = 1024;
+    f->height = 2;
+    assert_int_equal(av_frame_get_buffer(f, 0), 0);
+    for (int x = 0; x < 1024; x++)
+        for (int y = 0; y < 2; y++)
+            ((uint16_t *)(void *)(f->data[0] + (ptrdiff_t)y * f->linesize[0]))[x] = (uint16_t)x;
+    for (int x = 0; x < 512; x++) {
+        ((uint16_t *)(void *)f->data[1])[x] = (uint16_t)u;
+        ((uint16_t *)(void *)f->data[2])[x] = (uint16_t)v;
+    }
+    return f;
+}
+
+// From black to white without a step back, greys stay grey, red stays red.
+static void test_tone_mapping_keeps_order_and_hue(void **state)
+{
+    (void)state;
+    static const enum AVColorTransferCharacteristic curves[] = {AVCOL_TRC_SMPTE2084,
+                                                                AVCOL_TRC_ARIB_STD_B67};
+    for (size_t i = 0; i < N_ELEMENTS(curves); i++) {
+        AVFrame *in = ramp(curves[i], 512, 512), *red = ramp(curves[i], 470, 700);
+        AVFrame *out = av_frame_alloc();
+        out->format = AV_PIX_FMT_YUV420P;
+        out->width = 1024;
+        out->height = 2;
+        assert_int_equal(av_frame_get_buffer(out, 0), 0);
+        struct codec_tonemap *t = codec_tonemap_new(in);
+        assert_non_null(t);
+        codec_tonemap_run(t, in, out);
+        for (int x = 1; x < 1024; x++)
+            assert_true(out->data[0][x] >= out->data[0][x - 1]);
+        for (int x = 0; x < 512; x++)
+            assert_true(abs(out->data[1][x] - 128) <= 1 && abs(out->data[2][x] - 128) <= 1);
+        assert_int_equal(out->data[0][64], 16);
+        assert_int_equal(out->data[0][940], 235);
+        codec_tonemap_run(t, red, out);
+        for (int x = 100; x < 300; x++)
+            if (out->data[2][x] <= 150 || out->data[1][x] >= 140)
+                fail_msg("red at %d: %u/%u", 2 * x, out->data[1][x], out->data[2][x]);
+        codec_tonemap_free(t);
+        av_frame_free(&in);
+        av_frame_free(&red);
+        av_frame_free(&out);
+    }
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -288,6 +425,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_copies_hold_the_pictures_of_the_source),
+        cmocka_unit_test(test_pictures_of_many_formats_keep_their_colours),
+        cmocka_unit_test(test_tone_mapping_keeps_order_and_hue),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

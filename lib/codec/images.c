@@ -122,6 +122,7 @@ static enum status decode_until(struct stills *t, int64_t want, AVFrame **ret, s
             found = at >= want;
             av_frame_unref(last);
             av_frame_move_ref(last, frame);
+            codec_frame_fill_colors(last, t->in->fmt->streams[t->stream]->codecpar);
         }
     }
     *ret = last->data[0] ? TAKE(last) : NULL;
@@ -174,7 +175,7 @@ static enum status shrink(const struct stills *t, const AVFrame *f, uint32_t wid
     if (!scaler)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "picture: out of memory");
     enum status s = codec_scaler_run(scaler, f, &small, err);
-    return s == STATUS_OK ? to_jpeg_colors(small, codec_frame_matrix(f), ret, err) : s;
+    return s == STATUS_OK ? to_jpeg_colors(small, codec_frame_matrix(small), ret, err) : s;
 }
 
 // ---------------------------------------------------------------- tiles

@@ -102,6 +102,8 @@ bool codec_record_has(const uint8_t *record, size_t n, enum media_codec codec,
 void codec_name_record(enum media_codec codec, const uint8_t *record, char *ret, size_t size);
 
 // ---- picture.c: from decoded frames to a rung's picture ----
+// What a decoded frame does not say about its colours, its container may.
+void codec_frame_fill_colors(AVFrame *f, const AVCodecParameters *par);
 int codec_frame_matrix(const AVFrame *f); // swscale's number of its colour matrix
 struct codec_scaler;
 // Scales from `from` (NULL: decoded frames, to be turned by `rotation`) to width x height yuv420p.
@@ -125,6 +127,15 @@ struct codec_edits {
 enum status codec_edits_read(const struct codec_source *src, uint32_t track_id,
                              struct codec_edits *ret, struct err *err) MUST_CHECK;
 void codec_edits_done(struct codec_edits *e);
+
+// ---- tonemap.c ----
+bool codec_frame_is_hdr(const AVFrame *f); // PQ or HLG
+struct codec_tonemap;
+// For pictures with the transfer curve and the matrix of that one; NULL when out of memory.
+struct codec_tonemap *codec_tonemap_new(const AVFrame *like);
+void codec_tonemap_free(struct codec_tonemap *t);
+// From yuv420p10, limited range, to BT.709 yuv420p of the same even size.
+void codec_tonemap_run(const struct codec_tonemap *t, const AVFrame *in, AVFrame *out);
 
 // ---- facts.c ----
 int codec_rotation(const AVStream *st); // degrees clockwise: 0, 90, 180, 270

@@ -13,9 +13,19 @@
 
 struct codec_scaler {
     struct SwsContext *sws;
+    AVBufferPool *pool;          // of pictures: fresh memory for each would cost its page faults
     int width, height, rotation; // of the result; the conversion's own size is turned back
-    int in_w, in_h, in_format, in_range, in_space;
+    int in_w, in_h, in_format, in_range, in_space, in_trc;
+    struct codec_tonemap *tonemap; // once an HDR picture has come
 };
+
+#define ALIGN 64 // of lines, for vector instructions
+
+static size_t picture_bytes(int w, int h)
+{
+    // Vector code reads and writes whole vectors past the end of the last line.
+    return (size_t)av_image_get_buffer_size(AV_PIX_FMT_YUV420P, w, h, ALIGN) + ALIGN;
+}
 
 struct codec_scaler *codec_scaler_new(uint32_t width, uint32_t height, int rotation)
 {
@@ -25,6 +35,13 @@ struct codec_scaler *codec_scaler_new(uint32_t width, uint32_t height, int rotat
         s->height = (int)height;
         s->rotation = rotation;
         s->in_format = AV_PIX_FMT_NONE;
+        bool turned = rotation % 180 != 0;
+        s->pool = av_buffer_pool_init(
+            turned ? picture_bytes(s->height, s->width) : picture_bytes(s->width, s->height), NULL);
+        if (!s->pool) {
+            mem_free(s);
+            return NULL;
+        }
     }
     return s;
 }
@@ -34,6 +51,8 @@ void codec_scaler_free(struct codec_scaler *s)
     if (!s)
         return;
     sws_freeContext(s->sws);
+    codec_tonemap_free(s->tonemap);
+    av_buffer_pool_uninit(&s->pool); // frames that are still held keep what they need
     mem_free(s);
 }
 
@@ -54,8 +73,26 @@ static int plain_format(int f, int *range)
     return f;
 }
 
+void codec_frame_fill_colors(AVFrame *f, const AVCodecParameters *par)
+{
+    if (f->color_primaries == AVCOL_PRI_UNSPECIFIED)
+        f->color_primaries = par->color_primaries;
+    if (f->color_trc == AVCOL_TRC_UNSPECIFIED)
+        f->color_trc = par->color_trc;
+    if (f->colorspace == AVCOL_SPC_UNSPECIFIED)
+        f->colorspace = par->color_space;
+}
+
+static bool is_rgb(const AVFrame *f)
+{
+    const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(f->format);
+    return d && (d->flags & (AV_PIX_FMT_FLAG_RGB | AV_PIX_FMT_FLAG_PAL));
+}
+
 int codec_frame_matrix(const AVFrame *f)
 {
+    if (is_rgb(f)) // has none of its own, so it gets the usual one
+        return SWS_CS_ITU709;
     switch (f->colorspace) {
     case AVCOL_SPC_BT709:
         return SWS_CS_ITU709;
@@ -76,10 +113,12 @@ static enum status set_up(struct codec_scaler *s, const AVFrame *in, int w, int 
     int range = in->color_range == AVCOL_RANGE_JPEG, format = plain_format(in->format, &range);
     int space = codec_frame_matrix(in);
     if (s->sws && s->in_w == in->width && s->in_h == in->height && s->in_format == format &&
-        s->in_range == range && s->in_space == space)
+        s->in_range == range && s->in_space == space && s->in_trc == (int)in->color_trc)
         return STATUS_OK;
+    bool hdr = codec_frame_is_hdr(in);
     sws_freeContext(s->sws);
-    s->sws = sws_getContext(in->width, in->height, format, w, h, AV_PIX_FMT_YUV420P,
+    s->sws = sws_getContext(in->width, in->height, format, w, h,
+                            hdr ? AV_PIX_FMT_YUV420P10 : AV_PIX_FMT_YUV420P,
                             SWS_BICUBIC | SWS_ACCURATE_RND | SWS_BITEXACT, NULL, NULL, NULL);
     if (!s->sws)
         return err_set(err, STATUS_INVALID_ARGUMENT, "pictures of format %s cannot be converted",
@@ -93,10 +132,15 @@ static enum status set_up(struct codec_scaler *s, const AVFrame *in, int w, int 
     s->in_format = format;
     s->in_range = range;
     s->in_space = space;
-    return STATUS_OK;
+    s->in_trc = in->color_trc;
+    codec_tonemap_free(s->tonemap);
+    s->tonemap = hdr ? codec_tonemap_new(in) : NULL;
+    return !hdr || s->tonemap ? STATUS_OK
+                              : err_set(err, STATUS_RESOURCE_EXHAUSTED, "picture: out of memory");
 }
 
-static AVFrame *picture_new(int w, int h)
+// Memory from the pool, whose buffers are of that size; NULL: of its own.
+static AVFrame *picture_new(AVBufferPool *pool, int w, int h)
 {
     AVFrame *f = av_frame_alloc();
     if (!f)
@@ -104,7 +148,9 @@ static AVFrame *picture_new(int w, int h)
     f->format = AV_PIX_FMT_YUV420P;
     f->width = w;
     f->height = h;
-    if (av_frame_get_buffer(f, 0) < 0)
+    f->buf[0] = pool ? av_buffer_pool_get(pool) : av_buffer_alloc(picture_bytes(w, h));
+    if (!f->buf[0] || av_image_fill_arrays(f->data, f->linesize, f->buf[0]->data,
+                                           AV_PIX_FMT_YUV420P, w, h, ALIGN) < 0)
         av_frame_free(&f);
     return f;
 }
@@ -125,9 +171,10 @@ static void turn_plane(uint8_t *dst, int dst_stride, const uint8_t *src, int src
 static enum status turn(const AVFrame *in, int w, int h, int rotation, AVFrame **ret,
                         struct err *err)
 {
-    AVFrame *out = picture_new(w, h);
+    AVFrame *out = picture_new(NULL, w, h);
     if (!out)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "picture: out of memory");
+    out->colorspace = in->colorspace;
     for (int p = 0; p < 3; p++) {
         int half = p > 0;
         turn_plane(out->data[p], out->linesize[p], in->data[p], in->linesize[p], w >> half,
@@ -224,6 +271,43 @@ static enum status deinterlace(const AVFrame *in, AVFrame **ret, struct err *err
     return STATUS_OK;
 }
 
+// Nothing is to be done: a conversion would copy it.
+static bool is_result(const struct codec_scaler *s, const AVFrame *in)
+{
+    return !s->rotation && in->width == s->width && in->height == s->height &&
+           s->in_format == AV_PIX_FMT_YUV420P && !s->in_range && !s->tonemap;
+}
+
+// Scaled as it is, in 10 bits, then made SDR.
+static enum status scale_hdr(struct codec_scaler *s, const AVFrame *in, AVFrame *out,
+                             struct err *err)
+{
+    AUTO(codec_frame_free_p) AVFrame *deep = av_frame_alloc();
+    if (deep) {
+        deep->format = AV_PIX_FMT_YUV420P10;
+        deep->width = out->width;
+        deep->height = out->height;
+    }
+    if (!deep || av_frame_get_buffer(deep, 0) < 0)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "picture: out of memory");
+    if (sws_scale(s->sws, (const uint8_t *const *)in->data, in->linesize, 0, in->height, deep->data,
+                  deep->linesize) != out->height)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "picture cannot be converted");
+    codec_tonemap_run(s->tonemap, deep, out);
+    return STATUS_OK;
+}
+
+static enum status scale(struct codec_scaler *s, const AVFrame *in, AVFrame *out, struct err *err)
+{
+    out->colorspace = s->tonemap || is_rgb(in) ? AVCOL_SPC_BT709 : in->colorspace;
+    if (s->tonemap)
+        return scale_hdr(s, in, out, err);
+    if (sws_scale(s->sws, (const uint8_t *const *)in->data, in->linesize, 0, in->height, out->data,
+                  out->linesize) != out->height)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "picture cannot be converted");
+    return STATUS_OK;
+}
+
 enum status codec_scaler_run(struct codec_scaler *s, const AVFrame *in, AVFrame **ret,
                              struct err *err)
 {
@@ -239,12 +323,16 @@ enum status codec_scaler_run(struct codec_scaler *s, const AVFrame *in, AVFrame 
         st = set_up(s, in, w, h, err);
     if (st != STATUS_OK)
         return st;
-    AUTO(codec_frame_free_p) AVFrame *out = picture_new(w, h);
+    if (is_result(s, in)) {
+        *ret = av_frame_clone(in);
+        return *ret ? STATUS_OK : err_set(err, STATUS_RESOURCE_EXHAUSTED, "picture: out of memory");
+    }
+    AUTO(codec_frame_free_p) AVFrame *out = picture_new(s->pool, w, h);
     if (!out)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "picture: out of memory");
-    if (sws_scale(s->sws, (const uint8_t *const *)in->data, in->linesize, 0, in->height, out->data,
-                  out->linesize) != h)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "picture cannot be converted");
+    st = scale(s, in, out, err);
+    if (st != STATUS_OK)
+        return st;
     if (s->rotation)
         return turn(out, s->width, s->height, s->rotation, ret, err);
     *ret = TAKE(out);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include <libavutil/avutil.h>
+#include <libavutil/pixdesc.h>
 
 #include "base/mem.h"
 #include "base/str.h"
@@ -503,6 +504,21 @@ static uint8_t color_code(int v, int unspecified_also)
     return v > 0 && v < 23 && v != unspecified_also ? (uint8_t)v : 2;
 }
 
+// The source's, but what is HDR becomes BT.709, and RGB gets that matrix (picture.c).
+static void set_colors(struct media_rendition *r, const AVCodecParameters *par)
+{
+    const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(par->format);
+    bool rgb = d && (d->flags & (AV_PIX_FMT_FLAG_RGB | AV_PIX_FMT_FLAG_PAL));
+    if (par->color_trc == AVCOL_TRC_SMPTE2084 || par->color_trc == AVCOL_TRC_ARIB_STD_B67) {
+        memset(r->color, AVCOL_SPC_BT709, sizeof(r->color));
+        return;
+    }
+    r->color[0] = color_code(par->color_primaries, 0);
+    r->color[1] = color_code(par->color_trc, 0);
+    // YCgCo and the like are left unsaid: swscale does not know them either.
+    r->color[2] = rgb ? AVCOL_SPC_BT709 : color_code(par->color_space, AVCOL_SPC_YCGCO);
+}
+
 static enum status add_ladder(struct probe *p, struct err *err)
 {
     struct media_plan *plan = p->plan;
@@ -525,10 +541,7 @@ static enum status add_ladder(struct probe *p, struct err *err)
         r->track = (uint8_t)p->video;
         r->timescale = g->timescale;
         r->cts_shift = reorder_shift(g);
-        r->color[0] = color_code(st->codecpar->color_primaries, 0);
-        r->color[1] = color_code(st->codecpar->color_trc, 0);
-        // 4:2:0 cannot be RGB (0); YCgCo and the like are left unsaid too.
-        r->color[2] = color_code(st->codecpar->color_space, AVCOL_SPC_YCGCO);
+        set_colors(r, st->codecpar);
         enum status s = codec_rendition_finish(r, err);
         if (s != STATUS_OK)
             return s;

@@ -392,6 +392,7 @@ static enum status receive(struct video_job *j, AVFrame *frame, bool last_try,
                            enum start_state *start, struct err *err)
 {
     while (avcodec_receive_frame(j->dec, frame) >= 0) {
+        codec_frame_fill_colors(frame, j->in->fmt->streams[j->stream]->codecpar);
         if (*start != START_FINE) {
             *start = judge_start(j, frame);
             if (*start == START_TOO_LATE && !last_try) {
