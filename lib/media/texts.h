@@ -12,7 +12,7 @@
 
 #define MEDIA_TEXT_ID_SIZE 8
 #define MEDIA_MAX_TEXT_TRACKS 32     // of one source
-#define MEDIA_MAX_ADDED_TEXTS 255    // ever added to one item; "x1" is the first
+#define MEDIA_MAX_ADDED_TEXTS 99    // ever added to one item; "x1" is the first
 #define MEDIA_TEXT_FILE 0xff         // "rendition" of a texts task whose source is a file of text
 #define MEDIA_TEXT_PIECE_US 30000000 // an HLS segment of text lasts that long
 

@@ -17,6 +17,7 @@
 #include "event/event.h"
 #include "log/log.h"
 #include "media/plan.h"
+#include "media/texts.h"
 #include "rpc/rpc.h"
 #include "service/service.h"
 #include "work/work.h"
@@ -51,6 +52,7 @@
 
 enum orch_priority {
     ORCH_PRIO_REST = 100,
+    ORCH_PRIO_TEXTS = 340,
     ORCH_PRIO_IMAGES = 350,
     ORCH_PRIO_AUDIO = 400,
     ORCH_PRIO_FIRST_TOP = 600, // first segment, the highest rung alone
@@ -112,6 +114,7 @@ void orch_free(struct orch *o);  // after the server has stopped
 enum status uploads_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
 enum status work_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
 enum status playback_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
+enum status subtitles_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
 enum status jobs_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
 enum status admin_serve(struct orch *o, struct rpc_server *s, struct err *err) MUST_CHECK;
 
@@ -128,11 +131,11 @@ struct rpc_client *orch_origin(struct orch *o, const char *node_id, struct err *
 const struct svc_node *orch_origin_node(const struct orch *o, const char *node_id); // or NULL
 
 // ---- leases that were taken away (leases.c) ----
-// Ends a deferred Work.Renew: at once when a lease of the request is lost, else after wait_ms.
 // A worker says what it is. When it was started again, the leases that it had are over: others take
 // them at once instead of when they run out.
 enum status leases_join(struct db *db, const char *worker, const Transcode__JoinRequest *req,
                         struct err *err) MUST_CHECK;
+// Ends a deferred Work.Renew: at once when a lease of the request is lost, else after wait_ms.
 enum status leases_watch(struct rpc_call *call, const Transcode__RenewRequest *req,
                          struct err *err) MUST_CHECK;
 
@@ -282,6 +285,7 @@ struct publish_result {
     struct queue_seconds seconds;
     const uint8_t *plan; // probe
     size_t plan_len;
+    const char *left_out; // pictures, texts: why some of it could not be made; may be empty
     const struct publish_output *outputs; // chunk
     size_t n_outputs;
     bool part; // chunk: some segments of a task that goes on
@@ -307,6 +311,21 @@ struct publish_task {
 enum status publish_tasks(const struct media_plan *plan, struct publish_task **ret, size_t *ret_n,
                           struct err *err) MUST_CHECK; // mem_free()
 
+// ---- text that was added (subtitles.c) ----
+// The file that an item's text of that id is made from.
+// errors  NOT_FOUND
+enum status subtitles_source(struct orch *o, const char *item, const char *id,
+                             uint8_t ret_digest[ORCH_DIGEST_SIZE], int64_t *ret_size,
+                             struct err *err) MUST_CHECK;
+// In the transaction that publishes its task: ready, or failed because of `left_out`.
+enum status subtitles_made(struct db_conn *c, const struct queue_task *t, bool ready,
+                           const char *left_out, struct err *err) MUST_CHECK;
+// What players may choose, in `a`. base: address of the item's media on the gateway; NULL: none.
+struct Orchestrator__SubtitleInfo;
+enum status subtitles_fill(struct arena *a, const struct item *it, const char *base,
+                           struct Orchestrator__SubtitleInfo ***ret, size_t *ret_n,
+                           struct err *err) MUST_CHECK;
+
 // ---- items (items.c): a cache of what playing needs ----
 struct item_plan { // reference counted, immutable
     unsigned n_refs;
@@ -319,14 +338,18 @@ struct item_plan *item_plan_ref(struct item_plan *p);
 void item_plan_unref(struct item_plan *p);
 DEFINE_AUTO(struct item_plan, item_plan_unref)
 
+#define ORCH_MAX_TEXTS 32 // that were added and are there
 struct item {
     char id[UUID_SIZE], owner[UUID_SIZE];
     char kind[8], state[12], route[CHAN_NODE_ID_SIZE];
     char title[512], reason[512];
     uint8_t digest[ORCH_DIGEST_SIZE];
     int64_t size, duration_us;
-    struct item_plan *plan; // own reference; NULL until probed
+    struct item_plan *plan;                  // own reference; NULL until probed
+    struct media_text texts[ORCH_MAX_TEXTS]; // that were added and can be chosen
+    size_t n_texts;
 };
+bool item_has_text(const struct item *it, const char *id); // among those that were added
 void item_done(struct item *it);
 struct item_segment {
     uint8_t digest[ORCH_DIGEST_SIZE];

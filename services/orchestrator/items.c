@@ -14,6 +14,7 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "media/image.h"
+#include "media/texts.h"
 
 #define MAX_ITEMS 128
 #define AWAY_US                                                                                    \
@@ -59,9 +60,16 @@ void item_done(struct item *it)
     it->plan = NULL;
 }
 
-#define N_MADE (MEDIA_MAX_RENDITIONS + MEDIA_N_IMAGES)
-struct made { // segments of one rendition, or one picture
-    struct item_segment *segments;
+// Places: renditions in the plan's order, then what is one object each: pictures, the source's
+// tracks of text, texts that were added.
+enum {
+    FIRST_IMAGE = MEDIA_MAX_RENDITIONS,
+    FIRST_TEXT = FIRST_IMAGE + MEDIA_N_IMAGES,
+    FIRST_ADDED = FIRST_TEXT + MEDIA_MAX_TRACKS,
+    N_MADE = FIRST_ADDED + MEDIA_MAX_ADDED_TEXTS,
+};
+struct made { // segments of one rendition, or one object
+    struct item_segment *segments, one;
     size_t n;
     int32_t n_ready;
 };
@@ -70,7 +78,7 @@ struct entry {
     struct list link; // items.entries, most recently used first
     char id[UUID_SIZE];
     struct item item;
-    struct made made[N_MADE]; // in the plan's order, then pictures; allocated with the plan
+    struct made made[N_MADE]; // allocated with the plan
     int64_t last_output;
     uint64_t changes;   // counted by items_changed()
     uint64_t read_at;   // `changes` when it was read; fresh while both are equal
@@ -97,13 +105,20 @@ struct items *items_new(struct db *db)
     return c;
 }
 
+static void made_done(struct made *m)
+{
+    if (m->segments != &m->one)
+        mem_free(m->segments);
+    *m = (struct made){.n = 0};
+}
+
 static void entry_free(struct entry *e)
 {
     if (!e)
         return;
     item_done(&e->item);
     for (size_t i = 0; i < N_MADE; i++)
-        mem_free(e->made[i].segments);
+        made_done(&e->made[i]);
     mem_free(e);
 }
 
@@ -166,10 +181,8 @@ static struct entry *use(struct items *c, const char *id)
 
 static void forget_segments(struct entry *e)
 {
-    for (size_t i = 0; i < N_MADE; i++) {
-        mem_free(e->made[i].segments);
-        e->made[i] = (struct made){0};
-    }
+    for (size_t i = 0; i < N_MADE; i++)
+        made_done(&e->made[i]);
     e->last_output = 0;
 }
 
@@ -181,23 +194,24 @@ int items_place(const struct media_plan *p, const char *rendition, size_t *ret_n
         return which;
     }
     *ret_n_segments = 1;
-    return image >= 0 && media_image_is_planned(p, (enum media_image)image)
-               ? MEDIA_MAX_RENDITIONS + image
-               : -1;
+    if (image >= 0)
+        return media_image_is_planned(p, (enum media_image)image) ? FIRST_IMAGE + image : -1;
+    int track = media_text_find(p, rendition), added = media_text_find_added(rendition);
+    return track >= 0 ? FIRST_TEXT + track : added >= 0 ? FIRST_ADDED + added - 1 : -1;
 }
 
 static bool allocate_segments(struct entry *e)
 {
     const struct media_plan *p = e->item.plan->plan;
     for (size_t i = 0; i < N_MADE; i++) {
-        bool image = i >= MEDIA_MAX_RENDITIONS;
-        if (!image && i >= p->n_renditions)
+        struct made *m = &e->made[i];
+        bool single = i >= MEDIA_MAX_RENDITIONS;
+        if (!single && i >= p->n_renditions)
             continue;
-        size_t n = image ? 1 : media_rendition_grid(p, i)->n_segments;
-        e->made[i].segments = mem_array(n ? n : 1, sizeof(struct item_segment));
-        if (!e->made[i].segments)
+        m->n = single ? 1 : media_rendition_grid(p, i)->n_segments;
+        m->segments = single ? &m->one : mem_array(m->n ? m->n : 1, sizeof(struct item_segment));
+        if (!m->segments)
             return false;
-        e->made[i].n = n;
     }
     return true;
 }
@@ -273,6 +287,36 @@ static enum status read_item(struct items *c, const char *id, bool want_plan, st
     return STATUS_OK;
 }
 
+static enum status read_texts(struct items *c, struct item *it, struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_query(c->db,
+                             "SELECT number, language, title, is_default, is_forced,"
+                             "  hearing_impaired FROM orchestrator.subtitle "
+                             "WHERE item = $1::uuid AND state = 'ready' ORDER BY number",
+                             DB_PARAMS(DB_TEXT(it->id)), &r, err);
+    size_t n = s == STATUS_OK ? db_result_n_rows(r) : 0;
+    for (it->n_texts = 0; it->n_texts < n && it->n_texts < ORCH_MAX_TEXTS; it->n_texts++) {
+        size_t i = it->n_texts;
+        struct media_text *t = &it->texts[i];
+        *t = (struct media_text){.is_default = db_bool(r, i, 3),
+                                 .is_forced = db_bool(r, i, 4),
+                                 .is_hearing_impaired = db_bool(r, i, 5)};
+        media_text_name_added((unsigned)db_i64(r, i, 0), t->id);
+        str_copy(t->language, sizeof t->language, db_text(r, i, 1));
+        str_copy(t->title, sizeof t->title, db_text(r, i, 2));
+    }
+    return s;
+}
+
+bool item_has_text(const struct item *it, const char *id)
+{
+    for (size_t i = 0; i < it->n_texts; i++)
+        if (str_eq(it->texts[i].id, id))
+            return true;
+    return false;
+}
+
 static enum status read_outputs(struct items *c, const char *id, int64_t after,
                                 struct db_result **ret, struct err *err)
 {
@@ -288,6 +332,8 @@ static enum status read_all(struct items *c, const char *id, bool have_plan, int
 {
     AUTO(item_done) struct item it = {0};
     enum status s = read_item(c, id, !have_plan, &it, err);
+    if (s == STATUS_OK && (have_plan || it.plan))
+        s = read_texts(c, &it, err);
     if (s == STATUS_OK && (have_plan || it.plan))
         s = read_outputs(c, id, after, ret_outputs, err);
     if (s != STATUS_OK)

@@ -122,7 +122,7 @@ enum status orch_new(const struct orch_env *env, struct orch **ret, struct err *
 enum status orch_serve(struct orch *o, struct rpc_server *server, struct err *err)
 {
     static enum status (*const parts[])(struct orch *, struct rpc_server *, struct err *) = {
-        uploads_serve, work_serve, playback_serve, jobs_serve, admin_serve};
+        uploads_serve, work_serve, playback_serve, jobs_serve, admin_serve, subtitles_serve};
     enum status s = event_log_serve(o->events, server, err);
     for (size_t i = 0; s == STATUS_OK && i < N_ELEMENTS(parts); i++)
         s = parts[i](o, server, err);

@@ -185,12 +185,22 @@ static enum status fake_check(struct rpc_call *c, const Store__CheckRequest *req
     return STATUS_OK;
 }
 
+static enum status fake_put(struct rpc_call *c, Origin__PutObjectReply *ret, struct err *err)
+{
+    (void)ret;
+    Origin__PutObjectRequest *m = NULL;
+    enum status s;
+    while ((s = origin_object_put_read(c, &m, err)) == STATUS_OK && m)
+        ;
+    return s;
+}
+
 static void serve_fakes(struct rpc_server *s)
 {
     static const struct origin_upload_handlers uploads = {
         .create = fake_create, .finish = fake_finish, .drop = fake_drop};
     static const struct origin_object_handlers objects = {
-        .stat = fake_stat, .unpin = fake_unpin, .usage = fake_usage};
+        .stat = fake_stat, .unpin = fake_unpin, .usage = fake_usage, .put = fake_put};
     static const struct store_catalog_handlers catalog = {.create = fake_item,
                                                           .set_media = fake_set_media};
     static const struct store_entitlement_handlers rights = {.check = fake_check};
@@ -467,10 +477,10 @@ static Transcode__LeaseReply *lease(int who, int slots, int64_t wait_ms)
     return reply;
 }
 
-static enum status complete_probe(int who, const Transcode__Task *t, uint32_t n_frames,
-                                  struct err *ret_err)
+// Consumes the plan.
+static enum status complete_plan(int who, const Transcode__Task *t, struct media_plan *plan,
+                                 struct err *ret_err)
 {
-    struct media_plan *plan = test_plan(n_frames, SOURCE_SIZE);
     struct buf b;
     buf_init(&b, MEDIA_PLAN_MAX_BYTES);
     must(media_plan_encode(plan, &b, &err));
@@ -484,6 +494,12 @@ static enum status complete_probe(int who, const Transcode__Task *t, uint32_t n_
     buf_done(&b);
     media_plan_free(plan);
     return s;
+}
+
+static enum status complete_probe(int who, const Transcode__Task *t, uint32_t n_frames,
+                                  struct err *ret_err)
+{
+    return complete_plan(who, t, test_plan(n_frames, SOURCE_SIZE), ret_err);
 }
 
 static Transcode__Output *output(struct arena *a, char *name, int32_t segment)
@@ -529,9 +545,9 @@ static enum status complete_chunk(int who, const Transcode__Task *t, int64_t spo
     req.outputs = arena_array(a, t->n_renditions * (size_t)t->n_segments, sizeof req.outputs[0]);
     for (size_t i = 0; i < t->n_renditions; i++) {
         for (int32_t k = t->first_segment; k < t->first_segment + t->n_segments; k++)
-            req.outputs[req.n_outputs++] = t->kind == TRANSCODE__TASK_KIND__IMAGES
-                                               ? output(a, t->renditions[i], k)
-                                               : segment_output(a, plan, t->renditions[i], k);
+            req.outputs[req.n_outputs++] = t->kind == TRANSCODE__TASK_KIND__CHUNK
+                                               ? segment_output(a, plan, t->renditions[i], k)
+                                               : output(a, t->renditions[i], k);
     }
     req.outputs[req.n_outputs - 1]->duration += spoil;
     AUTO(rpc_message_free_p) Transcode__CompleteReply *reply = NULL;
@@ -754,31 +770,40 @@ static void test_whole_job_from_probe_to_ready(void **state)
 }
 
 // Waits for what the item's film is made of to be out of the way.
-static Transcode__LeaseReply *lease_images(void)
+static Transcode__LeaseReply *lease_kind(Transcode__TaskKind kind)
 {
     for (int i = 0; i < 100; i++) {
         Transcode__LeaseReply *l = lease(0, 1, 5000);
         assert_int_equal(l->n_tasks, 1);
-        if (l->tasks[0]->kind == TRANSCODE__TASK_KIND__IMAGES)
+        if (l->tasks[0]->kind == kind)
             return l;
         must(complete_chunk(0, l->tasks[0], 0, NULL, &err));
         rpc_message_free(l);
     }
-    fail_msg("no task of images");
+    fail_msg("no task of that kind");
     return NULL;
 }
 
-static enum status complete_images(const Transcode__Task *t, Transcode__Output **outputs, size_t n,
-                                   struct err *ret_err)
+static enum status complete_with(const Transcode__Task *t, Transcode__Output **outputs, size_t n,
+                                 const char *left_out, struct err *ret_err)
 {
     Transcode__CompleteRequest req;
+    char why[64];
+    str_copy(why, sizeof why, left_out);
     transcode__complete_request__init(&req);
     req.task_id = t->task_id;
     req.fence = t->fence;
     req.outputs = outputs;
     req.n_outputs = n;
+    req.left_out = why;
     AUTO(rpc_message_free_p) Transcode__CompleteReply *reply = NULL;
     return transcode_work_complete(w.as_worker[0], NULL, &req, &reply, ret_err);
+}
+
+static enum status complete_images(const Transcode__Task *t, Transcode__Output **outputs, size_t n,
+                                   struct err *ret_err)
+{
+    return complete_with(t, outputs, n, "", ret_err);
 }
 
 static void test_pictures_are_published_as_far_as_there_are_any(void **state)
@@ -788,7 +813,7 @@ static void test_pictures_are_published_as_far_as_there_are_any(void **state)
     char poster[] = "poster", tiles[] = "tiles", other[] = "v480";
     committed_film(&u);
     plan_film(750);
-    AUTO(rpc_message_free_p) Transcode__LeaseReply *l = lease_images();
+    AUTO(rpc_message_free_p) Transcode__LeaseReply *l = lease_kind(TRANSCODE__TASK_KIND__IMAGES);
     const Transcode__Task *t = l->tasks[0];
     assert_int_equal(t->n_renditions, 2);
     assert_true(t->plan.len > 0);
@@ -819,6 +844,190 @@ static void test_pictures_are_published_as_far_as_there_are_any(void **state)
               orchestrator_playback_locate(w.as_gateway, NULL, &req, &found, &err));
     do_all_chunks();
     wait_for("SELECT state = 'ready' FROM orchestrator.item WHERE id = $1::uuid", u.item);
+}
+
+// ---------------------------------------------------------------- text
+
+static void add_text_track(struct media_plan *p)
+{
+    struct media_track *t = &p->source.tracks[p->source.n_tracks++];
+    t->type = MEDIA_TRACK_SUBTITLE;
+    t->chosen = true;
+    t->subtitle = MEDIA_SUBTITLE_TEXT;
+    t->sar = t->frame_rate = (struct media_rational){1, 1};
+    str_copy(t->language, sizeof t->language, "ger");
+    t->index = 2;
+}
+
+static void test_text_of_the_source_is_made_and_located(void **state)
+{
+    (void)state;
+    struct upload u;
+    committed_film(&u);
+    AUTO(rpc_message_free_p) Transcode__LeaseReply *probe = lease(0, 1, 5000);
+    struct media_plan *plan = test_plan(100, SOURCE_SIZE);
+    add_text_track(plan);
+    must(complete_plan(0, probe->tasks[0], plan, &err));
+    AUTO(rpc_message_free_p)
+    Transcode__LeaseReply *l = lease_kind(TRANSCODE__TASK_KIND__TEXTS);
+    const Transcode__Task *t = l->tasks[0];
+    assert_int_equal(t->n_renditions, 1);
+    assert_string_equal(t->renditions[0], "s2");
+    assert_int_equal(t->source_size, SOURCE_SIZE);
+    AUTO(arena_free_p) struct arena *a = arena_new(1 << 16);
+    char none[] = "s1";
+    Transcode__Output *strange = output(a, none, 0), *good = output(a, t->renditions[0], 0);
+    Transcode__Output *twice[] = {good, good};
+    must_fail(STATUS_INVALID_ARGUMENT, complete_with(t, &strange, 1, "", &err));
+    must_fail(STATUS_INVALID_ARGUMENT, complete_with(t, twice, 2, "", &err));
+    must(complete_with(t, &good, 1, "", &err));
+    size_t n = 0;
+    must(locate(w.as_gateway, NULL, "", u.item, "s2", 0, 1, 0, &n, &err));
+    assert_int_equal(n, 1);
+    must_fail(STATUS_NOT_FOUND, locate(w.as_gateway, NULL, "", u.item, "s1", 0, 1, 0, &n, &err));
+    must_fail(STATUS_NOT_FOUND, locate(w.as_gateway, NULL, "", u.item, "x1", 0, 1, 0, &n, &err));
+    do_all_chunks();
+    wait_for("SELECT state = 'ready' FROM orchestrator.item WHERE id = $1::uuid", u.item);
+}
+
+struct added_text {
+    struct upload *u;
+    char replaces[8];
+    Orchestrator__SubtitleInfo *info;
+    enum status s;
+    struct err err;
+};
+
+static enum status put_text(const struct rpc_opts *who, struct added_text *x, size_t size,
+                            const char *lang)
+{
+    static uint8_t bytes[4 << 20];
+    char language[16], title[] = "For all";
+    str_copy(language, sizeof language, lang);
+    Orchestrator__PutSubtitleRequest req;
+    orchestrator__put_subtitle_request__init(&req);
+    req.item_id = x->u->item;
+    req.language = language;
+    req.title = title;
+    req.forced = true;
+    req.replaces = x->replaces;
+    req.data = (ProtobufCBinaryData){.data = bytes, .len = size};
+    x->info = NULL;
+    return orchestrator_subtitle_put(w.as_user, who, &req, &x->info, &x->err);
+}
+
+static void *put_in_background(void *ud)
+{
+    struct added_text *x = ud;
+    struct rpc_opts o = {.token = "ana", .deadline_us = time_deadline_in_ms(25000)};
+    x->s = put_text(&o, x, 100, "de");
+    return NULL;
+}
+
+// Put, and what a worker makes of it: outputs, or a reason why there are none.
+static void add_text(struct added_text *x, const char *id, const char *left_out)
+{
+    pthread_t t;
+    assert_int_equal(pthread_create(&t, NULL, put_in_background, x), 0);
+    AUTO(rpc_message_free_p)
+    Transcode__LeaseReply *l = lease_kind(TRANSCODE__TASK_KIND__TEXTS);
+    const Transcode__Task *task = l->tasks[0];
+    assert_string_equal(task->renditions[0], id);
+    assert_int_equal(task->source_size, 100);
+    assert_true(task->plan.len > 0);
+    AUTO(arena_free_p) struct arena *a = arena_new(1 << 16);
+    Transcode__Output *o = output(a, task->renditions[0], 0);
+    must(complete_with(task, &o, !*left_out, left_out, &err));
+    pthread_join(t, NULL);
+}
+
+static size_t n_subtitles(const struct upload *u, char *ret_first)
+{
+    char id[UUID_SIZE];
+    str_copy(id, sizeof id, u->item);
+    Orchestrator__PlanRequest req;
+    orchestrator__plan_request__init(&req);
+    req.item_id = id;
+    AUTO(rpc_message_free_p) Orchestrator__PlanReply *reply = NULL;
+    must(orchestrator_playback_plan(w.as_gateway, NULL, &req, &reply, &err));
+    str_copy(ret_first, 8, reply->n_subtitles ? reply->subtitles[0]->id : "");
+    return reply->n_subtitles;
+}
+
+static enum status delete_text(const struct rpc_opts *who, const struct upload *u, const char *name,
+                               struct err *err)
+{
+    char item[UUID_SIZE], id[8];
+    str_copy(item, sizeof item, u->item);
+    str_copy(id, sizeof id, name);
+    Orchestrator__DeleteSubtitleRequest req;
+    orchestrator__delete_subtitle_request__init(&req);
+    req.item_id = item;
+    req.id = id;
+    AUTO(rpc_message_free_p) Orchestrator__DeleteSubtitleReply *reply = NULL;
+    return orchestrator_subtitle_delete(w.as_user, who, &req, &reply, err);
+}
+
+static void test_added_text_is_chosen_replaced_and_removed(void **state)
+{
+    (void)state;
+    struct upload u;
+    struct added_text x = {.u = &u};
+    char first[8];
+    size_t n = 0;
+    committed_film(&u);
+    plan_film(100);
+    do_all_chunks();
+    add_text(&x, "x1", "");
+    assert_int_equal(x.s, STATUS_OK);
+    assert_string_equal(x.info->id, "x1");
+    assert_string_equal(x.info->state, "ready");
+    assert_true(x.info->forced && !x.info->is_default);
+    rpc_message_free(x.info);
+    assert_int_equal(n_subtitles(&u, first), 1);
+    assert_string_equal(first, "x1");
+    must(locate(w.as_gateway, NULL, "", u.item, "x1", 0, 1, 0, &n, &err));
+
+    str_copy(x.replaces, sizeof x.replaces, "x1");
+    add_text(&x, "x2", "this is no subtitle");
+    assert_int_equal(x.s, STATUS_INVALID_ARGUMENT);
+    assert_non_null(strstr(x.err.msg, "this is no subtitle"));
+    assert_int_equal(n_subtitles(&u, first), 1); // the one that was there stays
+    assert_string_equal(first, "x1");
+    add_text(&x, "x3", "");
+    assert_int_equal(x.s, STATUS_OK);
+    rpc_message_free(x.info);
+    assert_int_equal(n_subtitles(&u, first), 1);
+    assert_string_equal(first, "x3");
+    must_fail(STATUS_NOT_FOUND, locate(w.as_gateway, NULL, "", u.item, "x1", 0, 1, 0, &n, &err));
+
+    must_fail(STATUS_NOT_FOUND, delete_text(&bob, &u, "x3", &err));
+    must_fail(STATUS_INVALID_ARGUMENT, delete_text(&ana, &u, "s2", &err));
+    must(delete_text(&ana, &u, "x3", &err));
+    must(delete_text(&ana, &u, "x3", &err));
+    assert_int_equal(n_subtitles(&u, first), 0);
+    wait_for("SELECT state = 'ready' FROM orchestrator.item WHERE id = $1::uuid", u.item);
+    wait_for("SELECT string_agg(kind, ',' ORDER BY seq) LIKE '%subtitle.added%subtitle.added,"
+             "subtitle.removed%subtitle.removed' FROM orchestrator.event WHERE topic = 'transcode'"
+             " AND kind LIKE 'subtitle.%' AND subject = $1::text",
+             u.item);
+}
+
+static void test_added_text_is_checked_before_it_is_stored(void **state)
+{
+    (void)state;
+    struct upload u;
+    struct added_text x = {.u = &u};
+    committed_film(&u);
+    assert_int_equal(put_text(&ana, &x, 100, "de"), STATUS_UNAVAILABLE); // no plan yet
+    plan_film(100);
+    assert_int_equal(put_text(&ana, &x, 0, "de"), STATUS_INVALID_ARGUMENT);
+    assert_int_equal(put_text(&ana, &x, (4 << 20) - (64 << 10) + 1, "de"), STATUS_INVALID_ARGUMENT);
+    assert_int_equal(put_text(&ana, &x, 100, "d e"), STATUS_INVALID_ARGUMENT);
+    assert_int_equal(put_text(&bob, &x, 100, "de"), STATUS_NOT_FOUND);
+    str_copy(x.replaces, sizeof x.replaces, "x1");
+    assert_int_equal(put_text(&ana, &x, 100, "de"), STATUS_INVALID_ARGUMENT);
+    do_all_chunks();
 }
 
 static void test_results_that_disagree_with_the_plan_are_refused(void **state)
@@ -1178,6 +1387,9 @@ int main(void)
         TEST(test_abort_drops_the_upload_at_its_origin),
         TEST(test_whole_job_from_probe_to_ready),
         TEST(test_pictures_are_published_as_far_as_there_are_any),
+        TEST(test_text_of_the_source_is_made_and_located),
+        TEST(test_added_text_is_chosen_replaced_and_removed),
+        TEST(test_added_text_is_checked_before_it_is_stored),
         TEST(test_results_that_disagree_with_the_plan_are_refused),
         TEST(test_old_token_publishes_nothing),
         TEST(test_concurrent_completes_publish_once),

@@ -144,7 +144,9 @@ static bool fill_addresses(struct arena *a, const struct item *it, const char *t
         ret->poster_url = arena_printf(a, "%s/poster.jpg", base);
     if (media_image_is_planned(plan, MEDIA_IMAGE_TILES))
         ret->tiles_url = arena_printf(a, "%s/tiles.vtt", base);
-    return ret->master_url && ret->dash_url && ret->poster_url && ret->tiles_url;
+    struct err none = ERR_INIT;
+    return subtitles_fill(a, it, base, &ret->subtitles, &ret->n_subtitles, &none) == STATUS_OK &&
+           ret->master_url && ret->dash_url && ret->poster_url && ret->tiles_url;
 }
 
 static enum status open_(struct rpc_call *call, const Orchestrator__OpenRequest *req,
@@ -237,6 +239,9 @@ static enum status plan_(struct rpc_call *call, const Orchestrator__PlanRequest 
     ret->source = object_ref(a, it.digest, it.size, it.route);
     ret->source_type = orch_str(a, it.plan->plan->source.mime);
     ret->complete = str_eq(it.state, "ready");
+    s = subtitles_fill(a, &it, NULL, &ret->subtitles, &ret->n_subtitles, err);
+    if (s != STATUS_OK)
+        return s;
     return ret->source && ret->plan.data ? STATUS_OK : no_memory(err);
 }
 
@@ -377,7 +382,8 @@ static enum status check_range(const struct item *it, const Orchestrator__Locate
 {
     const struct media_plan *plan = it->plan->plan;
     size_t n_segments;
-    if (items_place(plan, req->rendition, &n_segments) < 0)
+    bool gone = media_text_find_added(req->rendition) >= 0 && !item_has_text(it, req->rendition);
+    if (gone || items_place(plan, req->rendition, &n_segments) < 0)
         return err_set(err, STATUS_NOT_FOUND, "item %s has no rendition %.12s", it->id,
                        req->rendition);
     int64_t n = (int64_t)n_segments;

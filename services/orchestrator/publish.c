@@ -14,6 +14,8 @@
 #include "base/time.h"
 #include "crypto/crypto.h"
 #include "media/image.h"
+#include "media/texts.h"
+#include "media/webvtt.h"
 
 // The longest run of video that one task makes, so that a late seek does not wait for more.
 #define TASK_VIDEO_US (INT64_C(8) * 1000000)
@@ -90,11 +92,31 @@ static enum status check_images(const struct queue_task *t, const struct publish
     return STATUS_OK;
 }
 
+static enum status check_texts(const struct queue_task *t, const struct publish_output *outputs,
+                               size_t n, struct err *err)
+{
+    uint64_t seen = 0;
+    for (size_t i = 0; i < n; i++) {
+        const struct publish_output *o = &outputs[i];
+        int place = place_of(t->renditions, o->rendition);
+        if (place < 0 || place >= MEDIA_MAX_TEXT_TRACKS || o->segment != 0)
+            return err_set(err, STATUS_INVALID_ARGUMENT, "%.12s/%d is not of this task",
+                           o->rendition, o->segment);
+        if (seen >> place & 1 || o->size <= 0 || o->size > MEDIA_MAX_TEXT_BYTES)
+            return err_set(err, STATUS_INVALID_ARGUMENT, "%s comes twice, or has %lld bytes",
+                           o->rendition, (long long)o->size);
+        seen |= UINT64_C(1) << place;
+    }
+    return STATUS_OK;
+}
+
 enum status publish_check(const struct media_plan *plan, const struct queue_task *t,
                           const struct publish_output *outputs, size_t n, struct err *err)
 {
     if (str_eq(t->kind, "images"))
         return check_images(t, outputs, n, err);
+    if (str_eq(t->kind, "texts"))
+        return check_texts(t, outputs, n, err);
     size_t n_segments = (size_t)t->n_segments, n_all = n_segments * list_len(t->renditions);
     AUTO(mem_free_p) bool *seen = mem_array(n_all ? n_all : 1, sizeof *seen);
     if (!seen)
@@ -293,6 +315,24 @@ static enum status insert_images(struct db_conn *c, const struct publication *p,
                        err);
 }
 
+// All tracks of text that the source has: one task, which reads the source once.
+static enum status insert_texts(struct db_conn *c, const struct publication *p,
+                                const struct queue_task *t, size_t position, struct err *err)
+{
+    struct publish_task task = {.n_segments = 1, .priority = ORCH_PRIO_TEXTS};
+    struct media_text texts[MEDIA_MAX_TEXT_TRACKS];
+    size_t n = media_texts_of_source(p->plan, texts);
+    for (size_t i = 0; i < n; i++) {
+        size_t len = strlen(task.renditions);
+        snprintf(task.renditions + len, sizeof task.renditions - len, "%s%s", len ? "," : "",
+                 texts[i].id);
+    }
+    if (n == 0)
+        return STATUS_OK;
+    return insert_task(c, t, "texts", p->move_to ? "blocked" : "available", position, "", &task,
+                       err);
+}
+
 static enum status publish_plan(struct db_conn *c, const struct publication *p,
                                 const struct queue_task *t, struct err *err)
 {
@@ -306,7 +346,9 @@ static enum status publish_plan(struct db_conn *c, const struct publication *p,
         s = insert_task(c, t, "chunk", p->move_to ? "blocked" : "available", position++, "",
                         &p->tasks[i], err);
     if (s == STATUS_OK)
-        s = insert_images(c, p, t, position, err);
+        s = insert_images(c, p, t, position++, err);
+    if (s == STATUS_OK)
+        s = insert_texts(c, p, t, position, err);
     if (s != STATUS_OK)
         return s;
     struct buf json;
@@ -439,6 +481,8 @@ static enum status publish_made(struct db_conn *c, const struct publication *p,
     enum status s = publish_check(p->plan, &h->task, p->r->outputs, p->r->n_outputs, err);
     for (size_t i = 0; s == STATUS_OK && i < p->r->n_outputs; i++)
         s = insert_output(c, p, h, &p->r->outputs[i], err);
+    if (s == STATUS_OK && str_eq(h->task.kind, "texts"))
+        s = subtitles_made(c, &h->task, p->r->n_outputs > 0, p->r->left_out, err);
     return s;
 }
 

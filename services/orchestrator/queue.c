@@ -219,7 +219,7 @@ static enum status lock_task(struct db_conn *c, const char *task, struct db_resu
 
 bool queue_is_planned(const char *kind)
 {
-    return str_eq(kind, "chunk") || str_eq(kind, "images");
+    return str_eq(kind, "chunk") || str_eq(kind, "images") || str_eq(kind, "texts");
 }
 
 static enum status stale(struct err *err, const char *task, int64_t fence)
@@ -554,7 +554,8 @@ static enum status retry_tx(struct db_conn *c, void *ud, struct err *err)
     static const char *const steps[] = {
         "DELETE FROM orchestrator.task WHERE job = $1::uuid AND demand",
         // What waits for a move waits again.
-        ("UPDATE orchestrator.task t SET state = CASE WHEN kind IN ('chunk', 'images') AND EXISTS ("
+        ("UPDATE orchestrator.task t SET state = CASE WHEN kind NOT IN ('probe', 'move') AND "
+         "EXISTS ("
          "    SELECT FROM orchestrator.task m WHERE m.job = t.job AND m.kind = 'move'"
          "    AND m.state <> 'done') THEN 'blocked' ELSE 'available' END,"
          "  attempts = 0, crashes = 0, worker = '', error = '', finished = NULL "

@@ -75,6 +75,7 @@ static Transcode__TaskKind task_kind(const char *kind)
     return str_eq(kind, "probe")    ? TRANSCODE__TASK_KIND__PROBE
            : str_eq(kind, "chunk")  ? TRANSCODE__TASK_KIND__CHUNK
            : str_eq(kind, "images") ? TRANSCODE__TASK_KIND__IMAGES
+           : str_eq(kind, "texts")  ? TRANSCODE__TASK_KIND__TEXTS
                                     : TRANSCODE__TASK_KIND__MOVE;
 }
 
@@ -110,6 +111,13 @@ static enum status describe(struct orch *o, struct arena *a, const struct queue_
     t->target_origin = endpoint(a, target);
     if (planned)
         t->plan = orch_bytes(a, it.plan->bytes, it.plan->len);
+    if (str_eq(q->kind, "texts") && media_text_find_added(q->renditions) >= 0) {
+        uint8_t digest[ORCH_DIGEST_SIZE];
+        s = subtitles_source(o, q->item, q->renditions, digest, &t->source_size, err);
+        if (s != STATUS_OK)
+            return s;
+        t->source_digest = orch_bytes(a, digest, sizeof digest);
+    }
     bool listed = split_list(a, q->renditions, &t->n_renditions, &t->renditions);
     t->first_segment = q->first_segment;
     t->n_segments = q->n_segments;
@@ -407,6 +415,7 @@ static enum status complete(struct rpc_call *call, const Transcode__CompleteRequ
         .fence = req->fence,
         .plan = req->plan.data,
         .plan_len = req->plan.len,
+        .left_out = req->left_out,
         .seconds = read_seconds(req->seconds),
     };
     struct publish_verdict v = {0};

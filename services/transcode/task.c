@@ -12,6 +12,7 @@
 #include "crypto/crypto.h"
 #include "media/image.h"
 #include "media/task.h"
+#include "media/texts.h"
 #include "transcode/child.h"
 
 // Looking at a file takes little; one without index must be read through.
@@ -246,13 +247,38 @@ static enum status on_stored(void *ud, Transcode__Output **outputs, size_t n, st
     return STATUS_OK;
 }
 
+// What an output is called: borrowed from the plan, the task or nobody.
+static const char *output_name(const struct work *w, uint32_t which)
+{
+    const Transcode__Task *t = w->run->task;
+    char text[MEDIA_TEXT_ID_SIZE];
+    if (is_chunk(w))
+        return w->plan->renditions[which].id;
+    if (t->kind == TRANSCODE__TASK_KIND__IMAGES)
+        return media_image_name((enum media_image)which);
+    media_text_name(which, text);
+    for (size_t i = 0; i < t->n_renditions; i++)
+        if (which == MEDIA_TEXT_FILE || str_eq(t->renditions[i], text))
+            return t->renditions[i];
+    return "";
+}
+
+// The number by which a codec process knows what is called that; -1: nothing of the plan is.
+static int output_number(const struct work *w, const char *name)
+{
+    if (is_chunk(w))
+        return media_plan_find(w->plan, name);
+    if (w->run->task->kind == TRANSCODE__TASK_KIND__IMAGES)
+        return media_image_find(name);
+    return media_text_find_added(name) >= 0 ? MEDIA_TEXT_FILE : media_text_find(w->plan, name);
+}
+
 static Transcode__Output *new_output(struct work *w, const struct media_segment_out *out, size_t n)
 {
     const struct media_rendition *r = is_chunk(w) ? &w->plan->renditions[out->rendition] : NULL;
     Transcode__Output *o = arena_alloc(w->arena, sizeof *o);
     uint8_t *digests = arena_alloc(w->arena, 2 * OBJECT_DIGEST_SIZE);
-    char *name =
-        arena_strdup(w->arena, r ? r->id : media_image_name((enum media_image)out->rendition));
+    char *name = arena_strdup(w->arena, output_name(w, out->rendition));
     if (!o || !digests || !name)
         return NULL;
     transcode__output__init(o);
@@ -354,7 +380,9 @@ static enum status make_task(struct work *w, const struct gap *g, struct media_t
 {
     const Transcode__Task *t = w->run->task;
     *ret = (struct media_task){
-        .kind = is_chunk(w) ? MEDIA_TASK_CHUNK : MEDIA_TASK_IMAGES,
+        .kind = is_chunk(w)                               ? MEDIA_TASK_CHUNK
+                : t->kind == TRANSCODE__TASK_KIND__IMAGES ? MEDIA_TASK_IMAGES
+                                                          : MEDIA_TASK_TEXTS,
         .source_size = t->source_size,
         .threads = w->run->threads,
         .window_blocks = window_blocks(w->run),
@@ -366,8 +394,7 @@ static enum status make_task(struct work *w, const struct gap *g, struct media_t
     for (size_t i = 0; i < t->n_renditions; i++) {
         if (!(g->lacking >> i & 1))
             continue;
-        int which = is_chunk(w) ? media_plan_find(w->plan, t->renditions[i])
-                                : media_image_find(t->renditions[i]);
+        int which = output_number(w, t->renditions[i]);
         if (which < 0)
             return err_set(err, STATUS_INVALID_ARGUMENT, "the task and its plan disagree");
         ret->renditions[ret->n_renditions++] = (uint8_t)which;
@@ -375,12 +402,11 @@ static enum status make_task(struct work *w, const struct gap *g, struct media_t
     return STATUS_OK;
 }
 
-// A film plays without its poster: what a decoder makes of its pictures alone does not spoil it.
+// A film plays without its poster or its text: what a decoder makes of those does not spoil it.
 static bool goes_without(const struct work *w, const struct child_result *c)
 {
-    return w->run->task->kind == TRANSCODE__TASK_KIND__IMAGES &&
-           (c->outcome == CHILD_REJECTED || c->outcome == CHILD_CRASH ||
-            c->outcome == CHILD_LIMIT || c->outcome == CHILD_TIMEOUT);
+    return !is_chunk(w) && (c->outcome == CHILD_REJECTED || c->outcome == CHILD_CRASH ||
+                            c->outcome == CHILD_LIMIT || c->outcome == CHILD_TIMEOUT);
 }
 
 // One codec process for one gap. False: that was the last.
@@ -400,11 +426,13 @@ static bool fill_gap(struct work *w, const struct gap *g, struct run_verdict *v)
     pthread_mutex_unlock(&w->lock);
     struct child_result c = {0};
     run_child(w, &task, CHUNK_MS, true, &c);
-    if (goes_without(w, &c))
-        log_warn(w->run->env->log, "images_left_out", F_STR("item", w->run->task->item_id),
-                 F_STR("why", c.text));
-    else
+    if (goes_without(w, &c)) {
+        log_warn(w->run->env->log, "left_out", F_STR("item", w->run->task->item_id),
+                 F_STR("what", w->run->task->renditions[0]), F_STR("why", c.text));
+        w->ret->left_out = arena_strdup(w->arena, c.text);
+    } else {
         judge(w, &c, v);
+    }
     child_result_done(&c);
     return v->class == TRANSCODE__FAIL_CLASS__FAIL_CLASS_UNSPECIFIED;
 }
@@ -503,6 +531,7 @@ static void do_task(struct work *w, struct run_verdict *v)
         break;
     case TRANSCODE__TASK_KIND__CHUNK:
     case TRANSCODE__TASK_KIND__IMAGES:
+    case TRANSCODE__TASK_KIND__TEXTS:
         make(w, v);
         break;
     case TRANSCODE__TASK_KIND__MOVE:
