@@ -141,8 +141,8 @@ static enum status of_workers(struct words *w, bool waits, bool is_admin, struct
     enum status s = query(
         w,
         "SELECT id, cordoned, quarantined_until > now(), quarantine_reason,"
-        "  CASE WHEN quarantined_until = 'infinity' THEN -1"
-        "    ELSE greatest(extract(epoch FROM quarantined_until - now()), 0)::bigint END, slots,"
+        "  CASE WHEN quarantined_until = 'infinity' THEN -1 WHEN quarantined_until <= now() THEN 0"
+        "    ELSE extract(epoch FROM quarantined_until - now())::bigint END, slots,"
         "  (SELECT count(*) FROM orchestrator.task t WHERE t.worker = w.id AND t.state = 'leased')"
         "FROM orchestrator.worker w WHERE last_seen > now() - interval '" ORCH_WORKER_GONE_AFTER
         "' ORDER BY id LIMIT 1000",
