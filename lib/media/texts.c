@@ -121,6 +121,55 @@ void media_texts_put_group(const struct media_text *texts, size_t n, struct buf 
     }
 }
 
+// What was written in b's place.
+static enum status take_over(struct buf *b, struct buf *made, struct err *err)
+{
+    bool failed = made->failed;
+    if (!failed) {
+        buf_done(b);
+        *b = *made;
+        return STATUS_OK;
+    }
+    buf_done(made);
+    return err_set(err, STATUS_RESOURCE_EXHAUSTED, "playlist: buffer is full");
+}
+
+enum status media_texts_into_master(const struct media_text *texts, size_t n, struct buf *playlist,
+                                    struct err *err)
+{
+    static const char variant[] = "#EXT-X-STREAM-INF:";
+    struct buf made;
+    bool any = false;
+    buf_init(&made, playlist->limit);
+    const char *p = buf_str(playlist), *end = p + playlist->len;
+    while (p < end) {
+        const char *eol = memchr(p, '\n', (size_t)(end - p));
+        size_t len = eol ? (size_t)(eol - p) : (size_t)(end - p);
+        bool is_variant = len > sizeof(variant) && memcmp(p, variant, sizeof(variant) - 1) == 0;
+        if (is_variant && !any)
+            media_texts_put_group(texts, n, &made);
+        any |= is_variant;
+        buf_append(&made, p, len);
+        buf_puts(&made, is_variant ? ",SUBTITLES=\"subs\"\n" : "\n");
+        p += len + 1;
+    }
+    return take_over(playlist, &made, err);
+}
+
+enum status media_texts_into_manifest(const struct media_text *texts, size_t n,
+                                      struct buf *manifest, struct err *err)
+{
+    const char *p = buf_str(manifest), *at = strstr(p, "  </Period>");
+    struct buf made;
+    if (!at)
+        return STATUS_OK;
+    buf_init(&made, manifest->limit);
+    buf_append(&made, p, (size_t)(at - p));
+    media_texts_put_sets(texts, n, &made);
+    buf_append(&made, at, manifest->len - (size_t)(at - p));
+    return take_over(manifest, &made, err);
+}
+
 size_t media_text_n_pieces(const struct media_plan *p)
 {
     int64_t n = media_scale_ceil(media_plan_duration_us(p), 1, MEDIA_TEXT_PIECE_US);

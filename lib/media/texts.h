@@ -12,7 +12,7 @@
 
 #define MEDIA_TEXT_ID_SIZE 8
 #define MEDIA_MAX_TEXT_TRACKS 32     // of one source
-#define MEDIA_MAX_ADDED_TEXTS 99    // ever added to one item; "x1" is the first
+#define MEDIA_MAX_ADDED_TEXTS 99     // ever added to one item; "x1" is the first
 #define MEDIA_TEXT_FILE 0xff         // "rendition" of a texts task whose source is a file of text
 #define MEDIA_TEXT_PIECE_US 30000000 // an HLS segment of text lasts that long
 
@@ -38,6 +38,11 @@ size_t media_texts_of_source(const struct media_plan *p,
 // ---- HLS (RFC 8216) ----
 // EXT-X-MEDIA lines of group "subs", for a master playlist; each names "ID.m3u8".
 void media_texts_put_group(const struct media_text *texts, size_t n, struct buf *b);
+// The group into a finished master playlist, and a word of it on each of its variants. A playlist
+// without variants stays as it is.
+// errors, of all that write: RESOURCE_EXHAUSTED
+enum status media_texts_into_master(const struct media_text *texts, size_t n, struct buf *playlist,
+                                    struct err *err) MUST_CHECK;
 size_t media_text_n_pieces(const struct media_plan *p);
 // The media playlist of one: "ID/0.vtt", "ID/1.vtt", ...
 enum status media_text_playlist(const struct media_plan *p, const char *id, struct buf *ret,
@@ -46,3 +51,6 @@ enum status media_text_playlist(const struct media_plan *p, const char *id, stru
 // ---- DASH ----
 // One adaptation set for each, of the whole file "ID.vtt".
 void media_texts_put_sets(const struct media_text *texts, size_t n, struct buf *b);
+// The sets into a finished manifest, at the end of its period.
+enum status media_texts_into_manifest(const struct media_text *texts, size_t n,
+                                      struct buf *manifest, struct err *err) MUST_CHECK;

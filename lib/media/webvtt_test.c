@@ -252,6 +252,37 @@ static void test_group_names_every_text_once(void **state)
     buf_done(&b);
 }
 
+static void test_texts_go_into_what_lists_the_film(void **state)
+{
+    (void)state;
+    struct buf b;
+    struct err err = ERR_INIT;
+    buf_init(&b, 4096);
+    buf_puts(&b,
+             "#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO\n#EXT-X-STREAM-INF:BANDWIDTH=1\nv720.m3u8\n"
+             "#EXT-X-I-FRAME-STREAM-INF:BANDWIDTH=1\n#EXT-X-STREAM-INF:BANDWIDTH=2\nv480.m3u8\n");
+    assert_int_equal(media_texts_into_master(group + 1, 1, &b, &err), STATUS_OK);
+    assert_string_equal(
+        buf_str(&b),
+        "#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO\n"
+        "#EXT-X-MEDIA:TYPE=SUBTITLES,GROUP-ID=\"subs\",NAME=\"eng (forced)\",LANGUAGE=\"eng\","
+        "DEFAULT=NO,AUTOSELECT=YES,FORCED=YES,URI=\"s3.m3u8\"\n"
+        "#EXT-X-STREAM-INF:BANDWIDTH=1,SUBTITLES=\"subs\"\nv720.m3u8\n"
+        "#EXT-X-I-FRAME-STREAM-INF:BANDWIDTH=1\n"
+        "#EXT-X-STREAM-INF:BANDWIDTH=2,SUBTITLES=\"subs\"\nv480.m3u8\n");
+    buf_reset(&b);
+    buf_puts(&b, "<MPD>\n  <Period>\n  </Period>\n</MPD>\n");
+    assert_int_equal(media_texts_into_manifest(group + 1, 1, &b, &err), STATUS_OK);
+    assert_true(strncmp(buf_str(&b), "<MPD>\n  <Period>\n    <AdaptationSet ", 36) == 0);
+    assert_non_null(strstr(buf_str(&b), "    </AdaptationSet>\n  </Period>\n</MPD>\n"));
+    buf_done(&b);
+    buf_init(&b, 64); // nothing is changed by what does not fit
+    buf_puts(&b, "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nv720.m3u8\n");
+    assert_int_equal(media_texts_into_master(group, 1, &b, &err), STATUS_RESOURCE_EXHAUSTED);
+    assert_string_equal(buf_str(&b), "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nv720.m3u8\n");
+    buf_done(&b);
+}
+
 static void test_pieces_cover_the_item(void **state)
 {
     (void)state;
@@ -299,6 +330,7 @@ int main(void)
         cmocka_unit_test(test_slice_has_the_cues_that_show_in_it),
         cmocka_unit_test(test_every_allocation_may_fail),
         cmocka_unit_test(test_group_names_every_text_once),
+        cmocka_unit_test(test_texts_go_into_what_lists_the_film),
         cmocka_unit_test(test_pieces_cover_the_item),
         cmocka_unit_test(test_only_tracks_of_text_have_names),
     };

@@ -48,6 +48,7 @@ struct world {
     pthread_mutex_t lock;
     pthread_cond_t moved;
     int n_plans, n_locates, n_reads;
+    bool with_text;                            // the item has one
     bool hold;                                 // Locate waits
     uint8_t listed[16], located[16], read[16]; // the last calls' traces
 };
@@ -77,6 +78,21 @@ static void object_of(int n, size_t size, uint8_t digest[OBJECT_DIGEST_SIZE])
     mem_free(bytes);
 }
 
+static const char text_bytes[] = "WEBVTT\n\n00:00:01.000 --> 00:00:02.000\nearly\n"
+                                 "\n00:10:00.000 --> 00:10:02.000\nlate\n";
+
+static Common__ObjectRef *text_ref(struct arena *a)
+{
+    uint8_t digest[OBJECT_DIGEST_SIZE];
+    Common__ObjectRef *o = arena_alloc(a, sizeof *o);
+    common__object_ref__init(o);
+    object_digest(digest, text_bytes, sizeof text_bytes - 1);
+    o->digest = (ProtobufCBinaryData){sizeof digest, arena_dup(a, digest, sizeof digest)};
+    o->size = sizeof text_bytes - 1;
+    o->route = arena_strdup(a, "video-1");
+    return o;
+}
+
 static Common__ObjectRef *ref(struct arena *a, int n, int64_t size)
 {
     uint8_t digest[OBJECT_DIGEST_SIZE];
@@ -102,6 +118,14 @@ static enum status fake_plan(struct rpc_call *c, const Orchestrator__PlanRequest
     ret->title = arena_strdup(a, "Title");
     ret->source = ref(a, 99, SOURCE_BYTES);
     ret->source_type = arena_strdup(a, "audio/mpeg");
+    if (!w.with_text)
+        return STATUS_OK;
+    ret->subtitles = arena_array(a, 1, sizeof(void *));
+    ret->n_subtitles = 1;
+    ret->subtitles[0] = arena_alloc(a, sizeof **ret->subtitles);
+    orchestrator__subtitle_info__init(ret->subtitles[0]);
+    ret->subtitles[0]->id = arena_strdup(a, "x1");
+    ret->subtitles[0]->language = arena_strdup(a, "de");
     return STATUS_OK;
 }
 
@@ -123,7 +147,8 @@ static enum status fake_locate(struct rpc_call *c, const Orchestrator__LocateReq
     ret->segments[0] = arena_alloc(a, sizeof **ret->segments);
     orchestrator__segment_ref__init(ret->segments[0]);
     ret->segments[0]->number = req->first;
-    ret->segments[0]->object = ref(a, req->first, SEGMENT_BYTES);
+    ret->segments[0]->object =
+        str_eq(req->rendition, "x1") ? text_ref(a) : ref(a, req->first, SEGMENT_BYTES);
     return STATUS_OK;
 }
 
@@ -142,6 +167,16 @@ static enum status fake_read(struct rpc_call *c, const Origin__ReadRequest *req,
     pthread_mutex_lock(&w.lock);
     w.n_reads++;
     pthread_mutex_unlock(&w.lock);
+    uint8_t text[OBJECT_DIGEST_SIZE];
+    object_digest(text, text_bytes, sizeof text_bytes - 1);
+    if (memcmp(text, req->digest.data, sizeof text) == 0) {
+        char copy[sizeof text_bytes];
+        memcpy(copy, text_bytes, sizeof copy);
+        Origin__ReadReply reply;
+        origin__read_reply__init(&reply);
+        reply.data = (ProtobufCBinaryData){sizeof copy - 1, (uint8_t *)copy};
+        return origin_object_read_write(c, &reply, err);
+    }
     int n = -1;
     for (int i = 0; i < 100 && n < 0; i++) {
         uint8_t digest[OBJECT_DIGEST_SIZE];
@@ -652,6 +687,29 @@ static void test_hls_plays_and_caches(void **state)
     assert_true(recovered);
 }
 
+static void test_text_is_listed_and_served_whole_and_in_pieces(void **state)
+{
+    (void)state;
+    w.with_text = true;
+    expect("GET", hls("master.m3u8"), NULL, "", NULL, 200,
+           "LANGUAGE=\"de\",DEFAULT=NO,AUTOSELECT=YES,FORCED=NO,URI=\"x1.m3u8\"");
+    expect("GET", hls("master.m3u8"), NULL, "", NULL, 200, ",SUBTITLES=\"subs\"\n");
+    expect("GET", hls("manifest.mpd"), NULL, "", NULL, 200, "<BaseURL>x1.vtt</BaseURL>");
+    expect("GET", hls("x1.m3u8"), NULL, "", NULL, 200, ",\nx1/0.vtt\n");
+    expect("GET", hls("x1.vtt"), NULL, "", NULL, 200, text_bytes);
+    expect("GET", hls("x1/0.vtt"), NULL, "", NULL, 200,
+           "WEBVTT\nX-TIMESTAMP-MAP=MPEGTS:0,LOCAL:00:00:00.000\n\n"
+           "00:00:01.000 --> 00:00:02.000\nearly\n");
+    AUTO(answer_done) struct answer a = ask("GET", hls("x1/0.vtt"), NULL, "", NULL);
+    assert_null(strstr(a.text, "late"));
+    assert_non_null(strstr(a.text, "Content-Type: text/vtt\r\n"));
+    assert_int_equal(locates(), 1); // one object serves them all
+    expect("GET", hls("x1/99.vtt"), NULL, "", NULL, 404, "no such text");
+    expect("GET", hls("x2.vtt"), NULL, "", NULL, 404, "no such text");
+    expect("GET", hls("x2.m3u8"), NULL, "", NULL, 404, "no such rendition");
+    expect("GET", hls("x1/0.m4s"), NULL, "", NULL, 404, "no such segment");
+}
+
 static void test_hls_late_and_damaged_segments(void **state)
 {
     (void)state;
@@ -1062,6 +1120,7 @@ int main(int argc, char **argv)
         WORLD(test_every_route_refuses_strangers),
         WORLD(test_unknown_addresses_are_not_found),
         WORLD(test_hls_plays_and_caches),
+        WORLD(test_text_is_listed_and_served_whole_and_in_pieces),
         WORLD(test_hls_late_and_damaged_segments),
         WORLD(test_dead_origin_is_unavailable_soon),
         WORLD(test_hls_requests_for_one_segment_share_one_fetch),

@@ -13,6 +13,9 @@ enum { MAX_PLAYLIST_BYTES = 16 << 20 };
 static void respond_playlist(struct http_request *r, struct edge_plan *p, const char *type,
                              enum status s, struct buf *b, const struct err *err)
 {
+    struct err own = ERR_INIT;
+    if (s == STATUS_OK && (s = gateway_texts_list(p, b, &own)) != STATUS_OK)
+        err = &own;
     if (s != STATUS_OK)
         gateway_respond_error(r, s, err);
     else
@@ -85,6 +88,8 @@ static void rendition(struct http_request *r, struct gateway *g, struct edge_pla
     struct err err = ERR_INIT;
     struct buf b;
     (void)g;
+    if (gateway_text_playlist(r, p))
+        return;
     int i = find_rendition(r, p);
     if (i < 0)
         return;

@@ -10,6 +10,7 @@
 #include "gateway/gateway.h"
 #include "http/http.h"
 #include "media/plan.h"
+#include "media/texts.h"
 #include "object/object.h"
 
 struct gateway_options {
@@ -80,6 +81,8 @@ struct edge_plan { // an item's plan, as cached
     uint8_t source_digest[OBJECT_DIGEST_SIZE];
     int64_t source_size;
     char source_route[CHAN_NODE_ID_SIZE], source_type[64], title[256];
+    struct media_text *texts; // that a player may choose
+    size_t n_texts;
 };
 // Call next(r, gateway, plan) when the plan of the item that the request's token is for is there;
 // answers the request otherwise. The plan is borrowed for the call.
@@ -91,9 +94,12 @@ struct media_context { // what authorize leaves for media routes
     struct svc_media_claims claims;
     struct gateway *g;
     gateway_plan_fn next;
+    bool is_piece; // of a text, for HLS
+    int64_t piece;
 };
 void gateway_segment(struct http_request *r, struct gateway *g, struct edge_plan *p);
 void gateway_image(struct http_request *r, struct gateway *g, struct edge_plan *p);
+void gateway_text(struct http_request *r, void *gateway); // route's data: not NULL for a piece
 void gateway_hls_master(struct http_request *r, void *gateway);
 void gateway_dash_manifest(struct http_request *r, void *gateway);
 void gateway_hls_rendition(struct http_request *r, void *gateway);
@@ -108,6 +114,19 @@ void gateway_livez(struct http_request *r, void *gateway);
 void gateway_readyz(struct http_request *r, void *gateway);
 void gateway_metrics(struct http_request *r, void *gateway);
 void gateway_pages_init(struct gateway *g);
+
+// ---- texts.c ----
+struct Orchestrator__PlanReply;
+enum status gateway_texts_read(const struct Orchestrator__PlanReply *reply, struct edge_plan *p,
+                               struct err *err);
+bool gateway_has_text(const struct edge_plan *p, const char *id);
+// The item's texts into a master playlist or a manifest; other playlists stay as they are.
+enum status gateway_texts_list(const struct edge_plan *p, struct buf *b, struct err *err);
+// Answers when the rendition of the address is a text.
+bool gateway_text_playlist(struct http_request *r, const struct edge_plan *p);
+// Is it a request for a text, or a piece of one, that the item has? Answers 404 otherwise.
+bool gateway_text_request(struct http_request *r, const struct edge_plan *p);
+void gateway_respond_piece(struct http_request *r, const void *text, size_t n, const char *etag);
 
 // Bytes [offset, offset + n) of an object from the origin of that name, on behalf of the request of
 // that trace; blocks. ret_bytes holds n.

@@ -20,13 +20,17 @@ static void plan_destroy(struct edge_object *o)
 {
     struct edge_plan *p = (struct edge_plan *)(void *)o;
     media_plan_free(p->plan);
+    mem_free(p->texts);
     mem_free(p);
 }
 
+// Of the plan, and of the texts that there are.
 static void set_version(struct edge_plan *p, const ProtobufCBinaryData *plan)
 {
-    uint8_t digest[8];
-    crypto_blake2b(digest, sizeof digest, plan->data, plan->len, NULL, 0, NULL);
+    uint8_t digest[8], texts[8];
+    crypto_blake2b(texts, sizeof texts, p->texts, p->n_texts * sizeof *p->texts, NULL, 0, NULL);
+    crypto_blake2b(digest, sizeof digest, plan->data, plan->len, texts,
+                   p->n_texts ? sizeof texts : 0, NULL);
     str_hex(p->version, digest, sizeof digest);
 }
 
@@ -51,6 +55,8 @@ static enum status plan_new(const Orchestrator__PlanReply *reply, struct edge_ob
     // decoded it takes a few times the bytes
     edge_object_init(&p->base, sizeof *p + sizeof *p->plan + 8 * reply->plan.len, plan_destroy);
     enum status s = media_plan_decode(reply->plan.data, reply->plan.len, &p->plan, err);
+    if (s == STATUS_OK)
+        s = gateway_texts_read(reply, p, err);
     if (s != STATUS_OK) {
         edge_object_unref(&p->base);
         return err_wrap(err, STATUS_INTERNAL, "plan");

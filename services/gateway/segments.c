@@ -208,6 +208,10 @@ static void release_segment(void *ud)
 
 static void respond_segment(struct http_request *r, struct segment *seg)
 {
+    if (((const struct media_context *)http_request_context(r))->is_piece) {
+        gateway_respond_piece(r, seg->bytes, seg->len, seg->etag);
+        return;
+    }
     edge_object_ref(&seg->base);
     http_respond(r, &(struct http_response){
                         .type = seg->type,
@@ -282,6 +286,17 @@ void gateway_segment(struct http_request *r, struct gateway *g, struct edge_plan
     }
     bool is_audio = p->plan->renditions[rendition].kind == MEDIA_AUDIO;
     serve(r, g, describe(r, g, p, name, n, is_audio ? "audio/mp4" : "video/mp4"));
+}
+
+static void text(struct http_request *r, struct gateway *g, struct edge_plan *p)
+{
+    if (gateway_text_request(r, p))
+        serve(r, g, describe(r, g, p, http_request_var(r, "rendition"), 0, "text/vtt"));
+}
+
+void gateway_text(struct http_request *r, void *gateway)
+{
+    gateway_with_plan(r, gateway, text);
 }
 
 void gateway_image(struct http_request *r, struct gateway *g, struct edge_plan *p)
