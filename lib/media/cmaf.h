@@ -64,6 +64,14 @@ struct media_fragment {
 // byte. errors: INVALID_ARGUMENT
 enum status media_cmaf_parse(const void *bytes, size_t n, struct media_fragment *ret,
                              struct err *err) MUST_CHECK;
+// The same of the first n bytes of a segment of `size`, which hold all before the mdat's body.
+// samples: NULL, or room for what the first `max` samples are, data left out.
+enum status media_cmaf_head(const void *bytes, size_t n, int64_t size, struct media_sample *samples,
+                            size_t max, struct media_fragment *ret, struct err *err) MUST_CHECK;
+#define MEDIA_HEAD_BYTES(n_samples) (132 + 16 * (size_t)(n_samples)) // enough for that
+// The fragment's first sample alone, shown as long as all of them: for I-frame playlists.
+enum status media_cmaf_key(const void *bytes, size_t n, struct buf *ret,
+                           struct err *err) MUST_CHECK;
 // The same, and that it is segment `segment` of that rendition: start, duration, samples, sync.
 enum status media_cmaf_check(const struct media_plan *p, size_t rendition, size_t segment,
                              const void *bytes, size_t n, struct media_fragment *ret,

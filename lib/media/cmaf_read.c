@@ -37,6 +37,8 @@ struct run {
     uint32_t default_duration, default_flags, flags, n;
     int32_t data_offset;
     uint64_t bytes;
+    struct media_sample *samples; // filled when not NULL; room for max
+    size_t max;
 };
 
 static bool read_samples(struct reader *r, struct run *run, struct media_fragment *f)
@@ -48,7 +50,8 @@ static bool read_samples(struct reader *r, struct run *run, struct media_fragmen
         int32_t cts = 0;
         if (run->flags & TRUN_DURATION)
             duration = reader_be32(r);
-        run->bytes += reader_be32(r);
+        uint32_t size = reader_be32(r);
+        run->bytes += size;
         if (run->flags & TRUN_FLAGS)
             sample_flags = reader_be32(r);
         if (run->flags & TRUN_CTS)
@@ -64,6 +67,9 @@ static bool read_samples(struct reader *r, struct run *run, struct media_fragmen
             f->n_sync++;
             f->first_is_sync |= i == 0;
         }
+        if (run->samples && i < run->max)
+            run->samples[i] = (struct media_sample){
+                .size = size, .duration = duration, .cts = cts, .sync = sample_flags == FLAGS_SYNC};
         dts += duration;
         if (dts > INT64_MAX / 4)
             return false;
@@ -108,16 +114,17 @@ static bool read_traf(struct reader *traf, struct run *run, struct media_fragmen
     return run->n > 0 && run->n <= MEDIA_MAX_FRAMES && read_samples(&r, run, f);
 }
 
-enum status media_cmaf_parse(const void *bytes, size_t n, struct media_fragment *ret,
-                             struct err *err)
+enum status media_cmaf_head(const void *bytes, size_t n, int64_t size, struct media_sample *samples,
+                            size_t max, struct media_fragment *ret, struct err *err)
 {
-    struct reader file, styp, moof, mfhd, traf, mdat;
+    struct reader file, styp, moof, mfhd, traf;
     struct media_fragment f = {0};
-    struct run run = {0};
+    struct run run = {.samples = samples, .max = max};
     uint8_t version;
     uint32_t flags;
     reader_init(&file, bytes, n);
-    if (n > MEDIA_MAX_SEGMENT_BYTES || !enter(&file, BOX('s', 't', 'y', 'p'), &styp))
+    if (size > MEDIA_MAX_SEGMENT_BYTES || (int64_t)n > size ||
+        !enter(&file, BOX('s', 't', 'y', 'p'), &styp))
         BAD("does not begin with styp");
     const uint8_t *moof_at = file.p;
     if (!enter(&file, BOX('m', 'o', 'o', 'f'), &moof) ||
@@ -128,14 +135,35 @@ enum status media_cmaf_parse(const void *bytes, size_t n, struct media_fragment 
         !read_traf(&traf, &run, &f))
         BAD("its moof is not one that we write");
     const uint8_t *mdat_at = file.p;
-    if (!enter(&file, BOX('m', 'd', 'a', 't'), &mdat) || reader_left(&file))
+    int64_t left = size - (mdat_at - (const uint8_t *)bytes); // the mdat alone
+    if (reader_be32(&file) != left || reader_be32(&file) != BOX('m', 'd', 'a', 't') || file.failed)
         BAD("not exactly one mdat after moof");
-    if (run.bytes != reader_left(&mdat) || run.data_offset != mdat_at + 8 - moof_at)
+    if ((int64_t)run.bytes != left - 8 || run.data_offset != mdat_at + 8 - moof_at)
         BAD("sample sizes do not fill the mdat");
     f.data_offset = (size_t)(mdat_at + 8 - (const uint8_t *)bytes);
     f.data_len = (size_t)run.bytes;
     *ret = f;
     return STATUS_OK;
+}
+
+enum status media_cmaf_parse(const void *bytes, size_t n, struct media_fragment *ret,
+                             struct err *err)
+{
+    return media_cmaf_head(bytes, n, (int64_t)n, NULL, 0, ret, err);
+}
+
+enum status media_cmaf_key(const void *bytes, size_t n, struct buf *ret, struct err *err)
+{
+    struct media_fragment f;
+    struct media_sample key;
+    enum status s = media_cmaf_head(bytes, n, (int64_t)n, &key, 1, &f, err);
+    if (s != STATUS_OK)
+        return s;
+    if (!f.first_is_sync || f.duration > UINT32_MAX || key.size > f.data_len)
+        BAD("does not begin with a picture of its own");
+    key.data = (const uint8_t *)bytes + f.data_offset;
+    key.duration = (uint32_t)f.duration;
+    return media_cmaf_fragment(f.sequence, f.track_id, f.base_time, &key, 1, ret, err);
 }
 
 enum status media_cmaf_check(const struct media_plan *p, size_t rendition, size_t segment,

@@ -44,66 +44,100 @@ static void put_timeline(const struct media_grid *g, struct buf *b)
     buf_puts(b, "        </SegmentTimeline>\n      </SegmentTemplate>\n");
 }
 
-static void begin_set(struct buf *b, const char *type)
+static void begin_set(struct buf *b, size_t id, const char *type)
 {
     buf_printf(b,
-               "    <AdaptationSet contentType=\"%s\" mimeType=\"%s/mp4\" segmentAlignment=\"true\""
-               " startWithSAP=\"1\"",
-               type, type);
+               "    <AdaptationSet id=\"%zu\" contentType=\"%s\" mimeType=\"%s/mp4\""
+               " segmentAlignment=\"true\" startWithSAP=\"1\"",
+               id, type, type);
 }
 
-static void put_video(const struct media_plan *p, uint32_t max_height, int64_t max_bitrate_bps,
-                      struct buf *b)
+static uint32_t peak_of(const struct media_plan *p, const struct media_rate *rates, size_t i)
 {
-    begin_set(b, "video");
-    buf_puts(b, ">\n");
-    put_timeline(&p->video, b);
-    for (size_t i = 0; i < p->n_renditions; i++) {
-        const struct media_rendition *r = &p->renditions[i];
-        if (r->kind != MEDIA_VIDEO || !media_playlist_has(p, i, max_height, max_bitrate_bps))
-            continue;
-        buf_printf(b,
-                   "      <Representation id=\"%s\" codecs=\"%s\" bandwidth=\"%u\" width=\"%u\""
-                   " height=\"%u\"",
-                   r->id, r->codecs, r->bandwidth_bps, r->width, r->height);
-        put_frame_rate(b, r->frame_rate);
-        buf_puts(b, " sar=\"1:1\"/>\n");
-    }
-    buf_puts(b, "    </AdaptationSet>\n");
+    return rates && rates[i].peak_bps ? rates[i].peak_bps : p->renditions[i].bandwidth_bps;
 }
 
-// One set for each codec: players switch inside a set, and not from one decoder to another.
-static void put_audio(const struct media_plan *p, enum media_codec codec, struct buf *b)
+// Renditions that players may switch between inside a set: of one codec, one track, one way made.
+static bool is_alike(const struct media_rendition *a, const struct media_rendition *b)
 {
-    const struct media_track *t = media_plan_track(p, MEDIA_TRACK_AUDIO);
-    begin_set(b, "audio");
-    if (t && media_language_is_plain(t->language))
+    return a->kind == b->kind && a->codec == b->codec && a->track == b->track &&
+           a->copy == b->copy && a->channels == b->channels;
+}
+
+static bool begins_set(const struct media_plan *p, const struct media_offer *o, size_t rendition)
+{
+    if (!media_offer_has(p, o, rendition))
+        return false;
+    for (size_t i = 0; i < rendition; i++)
+        if (is_alike(&p->renditions[i], &p->renditions[rendition]) && media_offer_has(p, o, i))
+            return false;
+    return true;
+}
+
+static void put_video(const struct media_plan *p, size_t i, uint32_t bandwidth, struct buf *b)
+{
+    const struct media_rendition *r = &p->renditions[i];
+    buf_printf(b,
+               "      <Representation id=\"%s\" codecs=\"%s\" bandwidth=\"%u\" width=\"%u\""
+               " height=\"%u\"",
+               r->id, r->codecs, bandwidth, r->width, r->height);
+    put_frame_rate(b, r->frame_rate);
+    buf_puts(b, " sar=\"1:1\"/>\n");
+}
+
+static void put_audio(const struct media_plan *p, size_t i, uint32_t bandwidth, struct buf *b)
+{
+    const struct media_rendition *r = &p->renditions[i];
+    buf_printf(b,
+               "      <Representation id=\"%s\" codecs=\"%s\" bandwidth=\"%u\""
+               " audioSamplingRate=\"%d\">\n"
+               "        <AudioChannelConfiguration"
+               " schemeIdUri=\"urn:mpeg:dash:23003:3:audio_channel_configuration:2011\""
+               " value=\"%u\"/>\n"
+               "      </Representation>\n",
+               r->id, r->codecs, bandwidth, MEDIA_AUDIO_RATE, (unsigned)r->channels);
+}
+
+static void put_role(struct buf *b, const char *role)
+{
+    buf_printf(b, "      <Role schemeIdUri=\"urn:mpeg:dash:role:2011\" value=\"%s\"/>\n", role);
+}
+
+static void put_audio_facts(const struct media_plan *p, const struct media_offer *o, size_t track,
+                            struct buf *b)
+{
+    const struct media_track *t = &p->source.tracks[track];
+    const struct media_track *usual = media_plan_track(p, MEDIA_TRACK_AUDIO);
+    char label[96];
+    bool is_main = o->default_track ? o->default_track == track + 1 : t == usual;
+    media_track_label(p, track, label, sizeof(label));
+    buf_printf(b, "      <Label>%s</Label>\n", label);
+    put_role(b, is_main ? "main" : t->is_commentary ? "commentary" : "alternate");
+}
+
+// Players do not switch from one decoder to another, nor from one language to another.
+static void put_set(const struct media_plan *p, const struct media_offer *o,
+                    const struct media_rate *rates, size_t first, struct buf *b)
+{
+    const struct media_rendition *r = &p->renditions[first];
+    const struct media_track *t = &p->source.tracks[r->track];
+    bool video = r->kind == MEDIA_VIDEO;
+    begin_set(b, first, video ? "video" : "audio");
+    if (!video && media_language_is_plain(t->language))
         buf_printf(b, " lang=\"%s\"", t->language);
     buf_puts(b, ">\n");
-    put_timeline(&p->audio, b);
-    for (size_t i = 0; i < p->n_renditions; i++) {
-        const struct media_rendition *r = &p->renditions[i];
-        if (r->kind != MEDIA_AUDIO || r->codec != codec)
+    if (!video)
+        put_audio_facts(p, o, r->track, b);
+    put_timeline(video ? &p->video : &p->audio, b);
+    for (size_t i = first; i < p->n_renditions; i++) {
+        if (!is_alike(&p->renditions[i], r) || !media_offer_has(p, o, i))
             continue;
-        buf_printf(b,
-                   "      <Representation id=\"%s\" codecs=\"%s\" bandwidth=\"%u\""
-                   " audioSamplingRate=\"%d\">\n"
-                   "        <AudioChannelConfiguration"
-                   " schemeIdUri=\"urn:mpeg:dash:23003:3:audio_channel_configuration:2011\""
-                   " value=\"2\"/>\n"
-                   "      </Representation>\n",
-                   r->id, r->codecs, r->bandwidth_bps, MEDIA_AUDIO_RATE);
+        if (video)
+            put_video(p, i, peak_of(p, rates, i), b);
+        else
+            put_audio(p, i, peak_of(p, rates, i), b);
     }
     buf_puts(b, "    </AdaptationSet>\n");
-}
-
-static bool has_codec(const struct media_plan *p, enum media_kind kind, enum media_codec codec)
-{
-    for (size_t i = 0; i < p->n_renditions; i++) {
-        if (p->renditions[i].kind == kind && p->renditions[i].codec == codec)
-            return true;
-    }
-    return false;
 }
 
 static int64_t longest_us(const struct media_grid *g)
@@ -116,8 +150,8 @@ static int64_t longest_us(const struct media_grid *g)
     return g->n_segments ? media_ticks_to_us(longest, g->timescale) : 0;
 }
 
-enum status media_dash_manifest(const struct media_plan *p, uint32_t max_height,
-                                int64_t max_bitrate_bps, struct buf *b, struct err *err)
+enum status media_dash_manifest(const struct media_plan *p, const struct media_offer *offer,
+                                const struct media_rate *rates, struct buf *b, struct err *err)
 {
     int64_t video_us = longest_us(&p->video), audio_us = longest_us(&p->audio);
     buf_puts(b, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
@@ -126,12 +160,9 @@ enum status media_dash_manifest(const struct media_plan *p, uint32_t max_height,
     put_seconds(b, "mediaPresentationDuration", media_plan_duration_us(p));
     put_seconds(b, "maxSegmentDuration", video_us > audio_us ? video_us : audio_us);
     buf_puts(b, " minBufferTime=\"PT2S\">\n  <Period id=\"0\" start=\"PT0S\">\n");
-    if (p->video.n_segments)
-        put_video(p, max_height, max_bitrate_bps, b);
-    for (int codec = MEDIA_CODEC_NONE + 1; codec < MEDIA_N_CODECS; codec++) {
-        if (has_codec(p, MEDIA_AUDIO, (enum media_codec)codec))
-            put_audio(p, (enum media_codec)codec, b);
-    }
+    for (size_t i = 0; i < p->n_renditions; i++)
+        if (begins_set(p, offer, i))
+            put_set(p, offer, rates, i, b);
     buf_puts(b, "  </Period>\n</MPD>\n");
     if (b->failed)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "manifest: buffer is full");

@@ -4,11 +4,13 @@
 // relative addresses, so that a token in the path stays.
 #include "base/buf.h"
 #include "base/err.h"
+#include "media/offer.h"
 #include "media/plan.h"
+#include "media/playlist.h"
 
-// All renditions: one adaptation set of pictures, one of sound for each codec. max_height,
-// max_bitrate_bps: leave out pictures above that; 0 = no limit; the lowest always stays.
+// What is offered: one adaptation set of pictures for each codec, one of sound for each track and
+// codec, with language, role and channels. rates: one of each rendition, or NULL.
 // errors: RESOURCE_EXHAUSTED when the buffer's limit is too small
-enum status media_dash_manifest(const struct media_plan *p, uint32_t max_height,
-                                int64_t max_bitrate_bps, struct buf *ret,
+enum status media_dash_manifest(const struct media_plan *p, const struct media_offer *offer,
+                                const struct media_rate *rates, struct buf *ret,
                                 struct err *err) MUST_CHECK;

@@ -398,21 +398,28 @@ static void test_master_playlist_is_golden(void **state)
         p->renditions[i].bandwidth_bps = 1000000 - (uint32_t)i * 100000;
     struct buf b;
     buf_init(&b, 1 << 16);
-    assert_int_equal(media_playlist_master(p, 360, 0, &b, NULL), STATUS_OK);
+    assert_int_equal(
+        media_playlist_master(p, &(struct media_offer){.max_height = 360}, NULL, &b, NULL),
+        STATUS_OK);
     assert_string_equal(
         buf_str(&b),
         "#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-INDEPENDENT-SEGMENTS\n"
-        "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"audio\",NAME=\"main\",DEFAULT=YES,AUTOSELECT=YES,"
+        "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"a128\",NAME=\"Track 0\",DEFAULT=YES,AUTOSELECT=YES,"
         "CHANNELS=\"2\",URI=\"a128.m3u8\"\n"
         "#EXT-X-STREAM-INF:BANDWIDTH=1600000,AVERAGE-BANDWIDTH=608000,CODECS=\"avc1.64001e,mp4a.40."
         "2\","
-        "RESOLUTION=640x360,FRAME-RATE=25.000,AUDIO=\"audio\"\nv360.m3u8\n"
+        "RESOLUTION=640x360,FRAME-RATE=25.000,AUDIO=\"a128\"\nv360.m3u8\n"
         "#EXT-X-STREAM-INF:BANDWIDTH=1500000,AVERAGE-BANDWIDTH=368000,CODECS=\"avc1.640015,mp4a.40."
         "2\","
-        "RESOLUTION=426x240,FRAME-RATE=25.000,AUDIO=\"audio\"\nv240.m3u8\n");
+        "RESOLUTION=426x240,FRAME-RATE=25.000,AUDIO=\"a128\"\nv240.m3u8\n"
+        "#EXT-X-I-FRAME-STREAM-INF:BANDWIDTH=400000,CODECS=\"avc1.64001e\",RESOLUTION=640x360,"
+        "URI=\"v360-keys.m3u8\"\n"
+        "#EXT-X-I-FRAME-STREAM-INF:BANDWIDTH=200000,CODECS=\"avc1.640015\",RESOLUTION=426x240,"
+        "URI=\"v240-keys.m3u8\"\n");
     buf_reset(&b);
     // Nothing fits: the lowest stays.
-    assert_int_equal(media_playlist_master(p, 0, 1000, &b, NULL), STATUS_OK);
+    assert_int_equal(media_playlist_master(p, &(struct media_offer){.max_kbps = 1}, NULL, &b, NULL),
+                     STATUS_OK);
     assert_non_null(strstr(buf_str(&b), "v240.m3u8"));
     assert_null(strstr(buf_str(&b), "v360.m3u8"));
     buf_done(&b);
@@ -424,9 +431,11 @@ static void test_dash_manifest_is_golden(void **state)
     AUTO(media_plan_free_p) struct media_plan *p = make_plan(225, true, 0);
     for (size_t i = 0; i < p->n_renditions; i++)
         p->renditions[i].bandwidth_bps = 1000000 - (uint32_t)i * 100000;
+    const struct media_offer offer = {.codecs = 1U << MEDIA_CODEC_AAC | 1U << MEDIA_CODEC_OPUS,
+                                      .max_height = 360};
     struct buf b;
     buf_init(&b, 1 << 16);
-    assert_int_equal(media_dash_manifest(p, 360, 0, &b, NULL), STATUS_OK);
+    assert_int_equal(media_dash_manifest(p, &offer, NULL, &b, NULL), STATUS_OK);
     assert_string_equal(
         buf_str(&b),
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
@@ -435,7 +444,8 @@ static void test_dash_manifest_is_golden(void **state)
         "mediaPresentationDuration=\"PT9.021333S\" maxSegmentDuration=\"PT5.000000S\" "
         "minBufferTime=\"PT2S\">\n"
         "  <Period id=\"0\" start=\"PT0S\">\n"
-        "    <AdaptationSet contentType=\"video\" mimeType=\"video/mp4\" segmentAlignment=\"true\" "
+        "    <AdaptationSet id=\"1\" contentType=\"video\" mimeType=\"video/mp4\" "
+        "segmentAlignment=\"true\" "
         "startWithSAP=\"1\">\n"
         "      <SegmentTemplate timescale=\"12800\" startNumber=\"0\" "
         "initialization=\"$RepresentationID$/init.mp4\" "
@@ -450,8 +460,11 @@ static void test_dash_manifest_is_golden(void **state)
         "      <Representation id=\"v240\" codecs=\"avc1.640015\" bandwidth=\"800000\" "
         "width=\"426\" height=\"240\" frameRate=\"25\" sar=\"1:1\"/>\n"
         "    </AdaptationSet>\n"
-        "    <AdaptationSet contentType=\"audio\" mimeType=\"audio/mp4\" segmentAlignment=\"true\" "
+        "    <AdaptationSet id=\"3\" contentType=\"audio\" mimeType=\"audio/mp4\" "
+        "segmentAlignment=\"true\" "
         "startWithSAP=\"1\">\n"
+        "      <Label>Track 0</Label>\n"
+        "      <Role schemeIdUri=\"urn:mpeg:dash:role:2011\" value=\"main\"/>\n"
         "      <SegmentTemplate timescale=\"48000\" startNumber=\"0\" "
         "initialization=\"$RepresentationID$/init.mp4\" "
         "media=\"$RepresentationID$/$Number$.m4s\">\n"
@@ -467,8 +480,11 @@ static void test_dash_manifest_is_golden(void **state)
         "schemeIdUri=\"urn:mpeg:dash:23003:3:audio_channel_configuration:2011\" value=\"2\"/>\n"
         "      </Representation>\n"
         "    </AdaptationSet>\n"
-        "    <AdaptationSet contentType=\"audio\" mimeType=\"audio/mp4\" segmentAlignment=\"true\" "
+        "    <AdaptationSet id=\"4\" contentType=\"audio\" mimeType=\"audio/mp4\" "
+        "segmentAlignment=\"true\" "
         "startWithSAP=\"1\">\n"
+        "      <Label>Track 0</Label>\n"
+        "      <Role schemeIdUri=\"urn:mpeg:dash:role:2011\" value=\"main\"/>\n"
         "      <SegmentTemplate timescale=\"48000\" startNumber=\"0\" "
         "initialization=\"$RepresentationID$/init.mp4\" "
         "media=\"$RepresentationID$/$Number$.m4s\">\n"
@@ -488,8 +504,183 @@ static void test_dash_manifest_is_golden(void **state)
         "</MPD>\n");
     buf_reset(&b);
     b.limit = 100;
-    assert_int_equal(media_dash_manifest(p, 360, 0, &b, NULL), STATUS_RESOURCE_EXHAUSTED);
+    assert_int_equal(media_dash_manifest(p, &offer, NULL, &b, NULL), STATUS_RESOURCE_EXHAUSTED);
     buf_done(&b);
+}
+
+// A second sound track, in German, and what is made on request.
+static struct media_plan *make_rich_plan(void)
+{
+    struct media_plan *p = make_plan(225, true, 0);
+    struct media_track *t = &p->source.tracks[p->source.n_tracks++];
+    *t = p->source.tracks[1];
+    t->index = 2;
+    snprintf(p->source.tracks[1].language, sizeof(t->language), "en");
+    snprintf(t->language, sizeof(t->language), "de");
+    snprintf(t->title, sizeof(t->title), "Kommentar \"3\"");
+    t->is_commentary = true;
+    static const struct {
+        const char *id;
+        uint8_t track, channels;
+        bool lazy, normalised;
+    } more[] = {{"a128-2", 2, 2, true, false},
+                {"a64", 1, 2, true, false},
+                {"a384", 1, 6, true, false},
+                {"a128n", 1, 2, true, true}};
+    for (size_t i = 0; i < N_ELEMENTS(more); i++) {
+        add_audio(p, more[i].id, MEDIA_CODEC_AAC);
+        struct media_rendition *r = &p->renditions[p->n_renditions - 1];
+        r->track = more[i].track;
+        r->channels = more[i].channels;
+        r->lazy = more[i].lazy;
+        r->normalised = more[i].normalised;
+        r->bandwidth_bps = 100000;
+    }
+    return p;
+}
+
+static char *master_of(const struct media_plan *p, const char *offer, struct buf *b)
+{
+    struct media_offer o;
+    buf_reset(b);
+    assert_int_equal(media_offer_parse(offer, &o, NULL), STATUS_OK);
+    assert_int_equal(media_playlist_master(p, &o, NULL, b, NULL), STATUS_OK);
+    return (char *)b->data;
+}
+
+static void test_master_lists_languages_and_what_was_asked_for(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_rich_plan();
+    struct buf b;
+    buf_init(&b, 1 << 16);
+    const char *m = master_of(p, "", &b);
+    assert_non_null(strstr(m, "GROUP-ID=\"a128\",NAME=\"en\",DEFAULT=YES,AUTOSELECT=YES,"
+                              "LANGUAGE=\"en\",CHANNELS=\"2\",URI=\"a128.m3u8\""));
+    assert_non_null(strstr(m, "GROUP-ID=\"a128\",NAME=\"Kommentar 3\",DEFAULT=NO,AUTOSELECT=NO,"
+                              "LANGUAGE=\"de\",CHANNELS=\"2\",URI=\"a128-2.m3u8\""));
+    assert_null(strstr(m, "a64"));
+    assert_null(strstr(m, "a384"));
+    assert_null(strstr(m, "a128n"));
+    assert_null(strstr(m, "o128"));
+    m = master_of(p, "t3", &b);
+    assert_non_null(strstr(m, "NAME=\"en\",DEFAULT=NO"));
+    assert_non_null(strstr(m, "NAME=\"Kommentar 3\",DEFAULT=YES"));
+    m = master_of(p, "surround", &b);
+    assert_non_null(strstr(m, "GROUP-ID=\"a384\",NAME=\"en\",DEFAULT=YES,AUTOSELECT=YES,"
+                              "LANGUAGE=\"en\",CHANNELS=\"6\",URI=\"a384.m3u8\""));
+    assert_non_null(strstr(m, "AUDIO=\"a384\"\nv480.m3u8"));
+    assert_non_null(strstr(m, "AUDIO=\"a128\"\nv480.m3u8"));
+    m = master_of(p, "even", &b);
+    assert_non_null(strstr(m, "GROUP-ID=\"a128n\""));
+    assert_null(strstr(m, "GROUP-ID=\"a128\""));
+    m = master_of(p, "aac-rates", &b);
+    assert_non_null(strstr(m, "AUDIO=\"a64\"\nv240.m3u8"));
+    m = master_of(p, "opus", &b);
+    assert_non_null(strstr(m, "AUDIO=\"o128\"\nv480.m3u8"));
+    assert_null(strstr(m, "a128"));
+    buf_done(&b);
+}
+
+static void test_master_tells_measured_rates(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(225, true, 0);
+    // 2, 2 and 5 s; target 5 s: runs of 2.5 to 7.5 s count
+    static const int64_t sizes[] = {100000, 300000, 250000};
+    struct media_rate rates[MEDIA_MAX_RENDITIONS] = {{0}};
+    rates[0] = media_rate_of(p, 0, sizes);
+    assert_int_equal(rates[0].mean_bps, 650000 * 8 / 9);
+    assert_int_equal(rates[0].peak_bps, 400000 * 8 / 4);
+    struct buf b;
+    char want[80];
+    buf_init(&b, 1 << 16);
+    assert_int_equal(media_playlist_master(p, &(struct media_offer){0}, rates, &b, NULL),
+                     STATUS_OK);
+    snprintf(want, sizeof(want), "BANDWIDTH=%u,AVERAGE-BANDWIDTH=%u,",
+             800000 + p->renditions[3].bandwidth_bps, 577777 + 128000);
+    assert_non_null(strstr(buf_str(&b), want));
+    buf_done(&b);
+}
+
+static void test_keys_playlist_names_pictures_of_their_own(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(225, true, 0);
+    char name[16];
+    struct buf b;
+    buf_init(&b, 1 << 16);
+    assert_int_equal(media_playlist_keys(p, 0, &b, NULL), STATUS_OK);
+    assert_non_null(strstr(buf_str(&b), "#EXT-X-I-FRAMES-ONLY\n#EXT-X-MAP:URI=\"v480/init.mp4\"\n"
+                                        "#EXTINF:2.000000,\nv480-keys/0.m4s\n"));
+    assert_int_equal(media_playlist_keys(p, 3, &b, NULL), STATUS_NOT_FOUND);
+    assert_true(media_playlist_keys_of("v480-keys", name, sizeof(name)));
+    assert_string_equal(name, "v480");
+    assert_false(media_playlist_keys_of("v480", name, sizeof(name)));
+    assert_false(media_playlist_keys_of("-keys", name, sizeof(name)));
+    assert_false(media_playlist_keys_of("a-name-too-long-to-be-one-keys", name, sizeof(name)));
+    buf_done(&b);
+}
+
+static void test_offers_have_one_name_each(void **state)
+{
+    (void)state;
+    static const char *const good[] = {"",
+                                       "hevc",
+                                       "h264-aac-opus-hevc-av1-vp9-flac-copy-surround-even-rates-"
+                                       "p16384-k4294967295-t64-s64",
+                                       "copy",
+                                       "p720-k3000",
+                                       "t2-s3"};
+    static const char *const bad[] = {
+        "-",    "copy-",  "-copy",       "copy--even", "even-copy", "copy-copy", "p0",
+        "p",    "p16385", "p-1",         "p720x",      "k04",       "t65",       "s65",
+        "none", "mp3",    "k4294967296", "h265",       "p720-p480", "../x"};
+    for (size_t i = 0; i < N_ELEMENTS(good); i++) {
+        struct media_offer o;
+        char name[MEDIA_OFFER_SIZE];
+        struct err err = ERR_INIT;
+        if (media_offer_parse(good[i], &o, &err) != STATUS_OK)
+            fail_msg("%s: %s", good[i], err.msg);
+        media_offer_name(&o, name);
+        assert_string_equal(name, good[i]);
+    }
+    for (size_t i = 0; i < N_ELEMENTS(bad); i++) {
+        struct media_offer o;
+        if (media_offer_parse(bad[i], &o, NULL) != STATUS_INVALID_ARGUMENT)
+            fail_msg("%s", bad[i]);
+    }
+}
+
+static void test_an_offer_holds_what_was_decided(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_rich_plan();
+    static const struct {
+        const char *player, *language, *name;
+        bool normalised;
+        uint32_t max_height;
+    } rows[] = {{"generic", "", "", false, 0},      {"mpv", "", "surround", false, 0},
+                {"chrome", "de", "t3", false, 0},   {"chrome", "", "even", true, 0},
+                {"chrome", "", "p360", false, 360}, {"roku", "de", "p480-t3", false, 480}};
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
+        const struct media_profile *profile = media_profile_find(rows[i].player);
+        const struct media_limits limits = {.max_height = rows[i].max_height};
+        struct media_wishes w = MEDIA_NO_WISHES;
+        w.no_direct = w.no_copies = true;
+        w.audio_language = rows[i].language;
+        w.normalised = rows[i].normalised;
+        struct media_decision d;
+        struct media_offer o, again;
+        char name[MEDIA_OFFER_SIZE];
+        media_decide(p, profile, &limits, &w, &d);
+        media_offer_for(p, profile, &limits, &d, &o);
+        media_offer_name(&o, name);
+        assert_string_equal(name, rows[i].name);
+        assert_int_equal(media_offer_parse(name, &again, NULL), STATUS_OK);
+        assert_true(media_offer_has(p, &again, (size_t)d.video_rendition));
+        assert_true(media_offer_has(p, &again, (size_t)d.audio_rendition));
+    }
 }
 
 // ---- pictures ----
@@ -646,6 +837,45 @@ static void test_merged_file_has_both_tracks_and_no_negative_offset(void **state
     buf_done(&f);
 }
 
+static void test_key_fragment_is_the_first_picture_for_the_whole_time(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(225, true, 0);
+    struct buf f = fragment(p, 0, 1, true), key;
+    struct media_fragment all, one;
+    struct media_sample samples[2];
+    buf_init(&key, 1 << 20);
+    assert_int_equal(media_cmaf_head(f.data, f.len, (int64_t)f.len, samples, 2, &all, NULL),
+                     STATUS_OK);
+    assert_int_equal(media_cmaf_key(f.data, f.len, &key, NULL), STATUS_OK);
+    assert_int_equal(media_cmaf_parse(key.data, key.len, &one, NULL), STATUS_OK);
+    assert_int_equal(one.n_samples, 1);
+    assert_int_equal(one.duration, all.duration);
+    assert_int_equal(one.base_time, all.base_time);
+    assert_int_equal(one.data_len, samples[0].size);
+    assert_memory_equal(key.data + one.data_offset, f.data + all.data_offset, one.data_len);
+    buf_done(&key);
+    buf_done(&f);
+}
+
+static void test_head_needs_all_before_the_body_and_the_true_size(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(225, true, 0);
+    struct buf f = fragment(p, 0, 1, true);
+    struct media_fragment all, head;
+    int64_t size = (int64_t)f.len;
+    assert_int_equal(media_cmaf_parse(f.data, f.len, &all, NULL), STATUS_OK);
+    assert_true(all.data_offset <= MEDIA_HEAD_BYTES(all.n_samples));
+    for (size_t n = 0; n < f.len; n++)
+        assert_int_equal(media_cmaf_head(f.data, n, size, NULL, 0, &head, NULL),
+                         n < all.data_offset ? STATUS_INVALID_ARGUMENT : STATUS_OK);
+    assert_memory_equal(&head, &all, sizeof(all));
+    assert_int_equal(media_cmaf_head(f.data, all.data_offset, size + 1, NULL, 0, &head, NULL),
+                     STATUS_INVALID_ARGUMENT);
+    buf_done(&f);
+}
+
 // ---- records ----
 
 static void test_records_round_trip_and_refuse_damage(void **state)
@@ -753,12 +983,19 @@ int main(void)
         cmocka_unit_test(test_plan_check_names_what_is_wrong),
         cmocka_unit_test(test_rendition_playlist_is_golden),
         cmocka_unit_test(test_master_playlist_is_golden),
+        cmocka_unit_test(test_master_lists_languages_and_what_was_asked_for),
+        cmocka_unit_test(test_master_tells_measured_rates),
+        cmocka_unit_test(test_keys_playlist_names_pictures_of_their_own),
+        cmocka_unit_test(test_offers_have_one_name_each),
+        cmocka_unit_test(test_an_offer_holds_what_was_decided),
         cmocka_unit_test(test_dash_manifest_is_golden),
         cmocka_unit_test(test_tiles_cover_the_film),
         cmocka_unit_test(test_pictures_are_planned_where_there_is_something_to_show),
         cmocka_unit_test(test_fragments_of_all_segments_agree_with_the_plan),
         cmocka_unit_test(test_fragment_mutations_are_harmless),
         cmocka_unit_test(test_merged_file_has_both_tracks_and_no_negative_offset),
+        cmocka_unit_test(test_key_fragment_is_the_first_picture_for_the_whole_time),
+        cmocka_unit_test(test_head_needs_all_before_the_body_and_the_true_size),
         cmocka_unit_test(test_records_round_trip_and_refuse_damage),
         cmocka_unit_test(test_task_round_trip_and_bounds),
     };

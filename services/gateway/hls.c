@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "gateway/internal.h"
+#include "media/cmaf.h"
 #include "media/dash.h"
 #include "media/image.h"
 #include "media/playlist.h"
@@ -10,8 +11,9 @@
 #define MANIFEST_TYPE "application/dash+xml"
 enum { MAX_PLAYLIST_BYTES = 16 << 20 };
 
+// etag: of everything that shaped it.
 static void respond_playlist(struct http_request *r, struct edge_plan *p, const char *type,
-                             enum status s, struct buf *b, const struct err *err)
+                             const char *etag, enum status s, struct buf *b, const struct err *err)
 {
     struct err own = ERR_INIT;
     if (s == STATUS_OK && (s = gateway_texts_list(p, b, &own)) != STATUS_OK)
@@ -20,7 +22,7 @@ static void respond_playlist(struct http_request *r, struct edge_plan *p, const 
         gateway_respond_error(r, s, err);
     else
         http_respond(r, &(struct http_response){.type = type,
-                                                .etag = p->version,
+                                                .etag = etag,
                                                 .cache_control = "private, max-age=60",
                                                 .bytes = b->data,
                                                 .len = b->len});
@@ -35,17 +37,19 @@ static void respond_made(struct http_request *r, struct edge_plan *p, const char
     struct buf b;
     buf_init(&b, MAX_PLAYLIST_BYTES);
     enum status s = make(p->plan, &b, &err);
-    respond_playlist(r, p, type, s, &b, &err);
+    respond_playlist(r, p, type, p->version, s, &b, &err);
 }
 
-static enum status make_master(const struct media_plan *p, struct buf *b, struct err *err)
+// What the address offers: "master-hevc-p720.m3u8". Answers 404 and gives false when it is no
+// offer.
+static bool find_offer(struct http_request *r, struct media_offer *ret)
 {
-    return media_playlist_master(p, 0, 0, b, err);
-}
-
-static enum status make_manifest(const struct media_plan *p, struct buf *b, struct err *err)
-{
-    return media_dash_manifest(p, 0, 0, b, err);
+    struct err err = ERR_INIT;
+    const char *name = http_request_var(r, "offer");
+    if (media_offer_parse(name ? name : "", ret, &err) == STATUS_OK)
+        return true;
+    http_respond_problem(r, STATUS_NOT_FOUND, err.msg, 0);
+    return false;
 }
 
 static enum status make_tiles_index(const struct media_plan *p, struct buf *b, struct err *err)
@@ -55,14 +59,31 @@ static enum status make_tiles_index(const struct media_plan *p, struct buf *b, s
 
 static void master(struct http_request *r, struct gateway *g, struct edge_plan *p)
 {
+    struct media_offer offer;
+    struct err err = ERR_INIT;
+    struct buf b;
     (void)g;
-    respond_made(r, p, PLAYLIST_TYPE, make_master);
+    if (!find_offer(r, &offer))
+        return;
+    buf_init(&b, MAX_PLAYLIST_BYTES);
+    enum status s = media_playlist_master(p->plan, &offer, p->rates, &b, &err);
+    respond_playlist(r, p, PLAYLIST_TYPE, p->rated, s, &b, &err);
 }
 
 static void manifest(struct http_request *r, struct gateway *g, struct edge_plan *p)
 {
+    struct media_offer offer;
+    struct err err = ERR_INIT;
+    struct buf b;
     (void)g;
-    respond_made(r, p, MANIFEST_TYPE, make_manifest);
+    if (!find_offer(r, &offer))
+        return;
+    // Players of manifests choose among decoders by themselves.
+    if (!(offer.codecs & (1U << MEDIA_CODEC_OPUS | 1U << MEDIA_CODEC_FLAC)))
+        offer.codecs |= 1U << MEDIA_CODEC_AAC | 1U << MEDIA_CODEC_OPUS;
+    buf_init(&b, MAX_PLAYLIST_BYTES);
+    enum status s = media_dash_manifest(p->plan, &offer, p->rates, &b, &err);
+    respond_playlist(r, p, MANIFEST_TYPE, p->rated, s, &b, &err);
 }
 
 static void tiles_index(struct http_request *r, struct gateway *g, struct edge_plan *p)
@@ -90,12 +111,18 @@ static void rendition(struct http_request *r, struct gateway *g, struct edge_pla
     (void)g;
     if (gateway_text_playlist(r, p))
         return;
-    int i = find_rendition(r, p);
-    if (i < 0)
+    char name[16];
+    bool keys = media_playlist_keys_of(http_request_var(r, "rendition"), name, sizeof name);
+    int i = keys ? media_plan_find(p->plan, name) : find_rendition(r, p);
+    if (i < 0) {
+        if (keys)
+            http_respond_problem(r, STATUS_NOT_FOUND, "no such rendition", 0);
         return;
+    }
     buf_init(&b, MAX_PLAYLIST_BYTES);
-    enum status s = media_playlist_rendition(p->plan, (size_t)i, &b, &err);
-    respond_playlist(r, p, PLAYLIST_TYPE, s, &b, &err);
+    enum status s = keys ? media_playlist_keys(p->plan, (size_t)i, &b, &err)
+                         : media_playlist_rendition(p->plan, (size_t)i, &b, &err);
+    respond_playlist(r, p, PLAYLIST_TYPE, p->version, s, &b, &err);
 }
 
 static void init(struct http_request *r, struct gateway *g, struct edge_plan *p)
@@ -105,15 +132,25 @@ static void init(struct http_request *r, struct gateway *g, struct edge_plan *p)
     int i = find_rendition(r, p);
     if (i < 0)
         return;
+    // With an edit list that takes off what segments.c adds to the offsets of pictures.
     const struct media_rendition *m = &p->plan->renditions[i];
-    snprintf(etag, sizeof etag, "%s-%s", p->version, m->id);
-    http_respond(r,
-                 &(struct http_response){.type = m->kind == MEDIA_AUDIO ? "audio/mp4" : "video/mp4",
-                                         .etag = etag,
-                                         .cache_control = "private, max-age=86400, immutable",
-                                         .ranges = true,
-                                         .bytes = m->init,
-                                         .len = m->init_len});
+    bool video = m->kind == MEDIA_VIDEO;
+    struct err err = ERR_INIT;
+    struct buf b;
+    buf_init(&b, 2 * MEDIA_MAX_INIT_BYTES);
+    enum status s = media_cmaf_merge_init(p->plan, video ? i : -1, video ? -1 : i, &b, &err);
+    snprintf(etag, sizeof etag, "%s-%s-s", p->version, m->id);
+    if (s != STATUS_OK)
+        gateway_respond_error(r, s, &err);
+    else
+        http_respond(r,
+                     &(struct http_response){.type = video ? "video/mp4" : "audio/mp4",
+                                             .etag = etag,
+                                             .cache_control = "private, max-age=86400, immutable",
+                                             .ranges = true,
+                                             .bytes = b.data,
+                                             .len = b.len});
+    buf_done(&b);
 }
 
 void gateway_hls_master(struct http_request *r, void *gateway)

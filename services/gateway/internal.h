@@ -10,6 +10,7 @@
 #include "gateway/gateway.h"
 #include "http/http.h"
 #include "media/plan.h"
+#include "media/playlist.h"
 #include "media/texts.h"
 #include "object/object.h"
 
@@ -76,7 +77,9 @@ void gateway_api_handle(struct http_request *r, void *gateway);
 struct edge_plan { // an item's plan, as cached
     struct edge_object base;
     struct media_plan *plan;
-    char version[17]; // of the plan's bytes: part of etags and keys
+    char version[17];                              // of the plan's bytes: part of etags and keys
+    char rated[17];                                // of those and the rates: of playlists
+    struct media_rate rates[MEDIA_MAX_RENDITIONS]; // of those that are finished
     bool has_source;
     uint8_t source_digest[OBJECT_DIGEST_SIZE];
     int64_t source_size;
@@ -94,6 +97,7 @@ struct media_context { // what authorize leaves for media routes
     struct svc_media_claims claims;
     struct gateway *g;
     gateway_plan_fn next;
+    bool is_key;   // the segment's first picture is wanted
     bool is_piece; // of a text, for HLS
     int64_t piece;
 };

@@ -34,6 +34,21 @@ static void set_version(struct edge_plan *p, const ProtobufCBinaryData *plan)
     str_hex(p->version, digest, sizeof digest);
 }
 
+// Players that have a playlist with planned rates are to get the one with measured rates.
+static void set_rates(struct edge_plan *p, const Orchestrator__PlanReply *reply)
+{
+    uint8_t digest[8];
+    for (size_t i = 0; i < reply->n_rates; i++) {
+        const Orchestrator__RenditionRate *r = reply->rates[i];
+        int at = media_plan_find(p->plan, r->rendition);
+        if (at >= 0 && r->peak > 0 && r->peak <= UINT32_MAX && r->mean > 0 && r->mean <= r->peak)
+            p->rates[at] = (struct media_rate){(uint32_t)r->peak, (uint32_t)r->mean};
+    }
+    crypto_blake2b(digest, sizeof digest, p->rates, sizeof p->rates, p->version,
+                   sizeof p->version - 1, NULL);
+    str_hex(p->rated, digest, sizeof digest);
+}
+
 static void set_source(struct edge_plan *p, const Orchestrator__PlanReply *reply)
 {
     const Common__ObjectRef *s = reply->source;
@@ -62,6 +77,7 @@ static enum status plan_new(const Orchestrator__PlanReply *reply, struct edge_ob
         return err_wrap(err, STATUS_INTERNAL, "plan");
     }
     set_version(p, &reply->plan);
+    set_rates(p, reply);
     set_source(p, reply);
     *ret = &p->base;
     return STATUS_OK;

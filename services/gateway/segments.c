@@ -1,6 +1,11 @@
 // A segment, or a picture of the item: cache, else ask the orchestrator where it is (which raises
 // what is not made yet and waits for it, costing no thread here), then read it from its origin on
 // the pool and verify it.
+//
+// Pictures are served with composition offsets that are not negative, and the init segment takes
+// the shift off by an edit list: players made of FFmpeg show pictures with negative offsets late by
+// as much as the most negative one, because their demuxer delays what it cannot put before its own
+// decode time. Stored segments have the plan's exact times.
 #include <stdio.h>
 #include <string.h>
 
@@ -30,6 +35,7 @@ struct segment_fetch {
     const char *type;
     uint8_t digest[OBJECT_DIGEST_SIZE];
     int64_t size;
+    struct edge_plan *plan; // of the segments of a rendition; a reference
     struct rpc_trace trace; // of the request that came first
 };
 
@@ -38,12 +44,19 @@ static void segment_destroy(struct edge_object *o)
     mem_free(o);
 }
 
+static void fetch_free(struct segment_fetch *f)
+{
+    if (f && f->plan)
+        edge_object_unref(&f->plan->base);
+    mem_free(f);
+}
+
 static void fetch_done(struct segment_fetch *f, enum status s, struct segment *seg,
                        const struct err *err)
 {
     struct gateway *g = f->g;
     edge_cache_put(g->segments, f->key, s, seg ? &seg->base : NULL, err);
-    mem_free(f);
+    fetch_free(f);
     gateway_op_end(g);
 }
 
@@ -101,6 +114,19 @@ enum status gateway_read_object(struct gateway *g, const char *route,
     return s;
 }
 
+// Segments of pictures: their bytes are no longer those of the digest.
+static enum status adapt(struct segment_fetch *f, struct segment *seg, struct err *err)
+{
+    const struct media_plan *plan = f->plan ? f->plan->plan : NULL;
+    int i = plan ? media_plan_find(plan, f->rendition) : -1;
+    if (i < 0 || plan->renditions[i].kind != MEDIA_VIDEO)
+        return STATUS_OK;
+    seg->etag[0] = 's'; // shifted; no digit of a digest
+    enum status s =
+        media_cmaf_adapt(plan, (size_t)i, (uint32_t)f->number + 1, seg->bytes, seg->len, err);
+    return s == STATUS_OK ? s : err_wrap(err, STATUS_DATA_LOSS, "segment %d", f->number);
+}
+
 static enum status read_segment(struct segment_fetch *f, struct segment **ret, struct err *err)
 {
     size_t n = (size_t)f->size;
@@ -124,8 +150,12 @@ static enum status read_segment(struct segment_fetch *f, struct segment **ret, s
     seg->len = n;
     seg->type = f->type;
     str_hex(seg->etag, digest, sizeof digest);
-    *ret = seg;
-    return STATUS_OK;
+    s = adapt(f, seg, err);
+    if (s == STATUS_OK)
+        *ret = seg;
+    else
+        edge_object_unref(&seg->base);
+    return s;
 }
 
 static void read_job(void *ud)
@@ -206,8 +236,35 @@ static void release_segment(void *ud)
     edge_object_unref(ud);
 }
 
+// The first picture of the segment alone.
+static void respond_key(struct http_request *r, struct segment *seg)
+{
+    char etag[OBJECT_HEX_SIZE + 4];
+    struct err err = ERR_INIT;
+    struct buf b;
+    buf_init(&b, MEDIA_MAX_SEGMENT_BYTES);
+    enum status s = media_cmaf_key(seg->bytes, seg->len, &b, &err);
+    snprintf(etag, sizeof etag, "%s-k", seg->etag);
+    if (s != STATUS_OK)
+        gateway_respond_error(r, s, &err);
+    else
+        http_respond(r,
+                     &(struct http_response){.type = seg->type,
+                                             .etag = etag,
+                                             .cache_control = "private, max-age=86400, immutable",
+                                             .ranges = true,
+                                             .bytes = b.data,
+                                             .len = b.len});
+    buf_done(&b);
+}
+
 static void respond_segment(struct http_request *r, struct segment *seg)
 {
+    const struct media_context *c = http_request_context(r);
+    if (c->is_key) {
+        respond_key(r, seg);
+        return;
+    }
     if (((const struct media_context *)http_request_context(r))->is_piece) {
         gateway_respond_piece(r, seg->bytes, seg->len, seg->etag);
         return;
@@ -269,12 +326,17 @@ static void serve(struct http_request *r, struct gateway *g, struct segment_fetc
     if (found.hit)
         respond_segment(r, (struct segment *)(void *)found.hit);
     edge_object_unref(found.hit);
-    mem_free(f);
+    fetch_free(f);
 }
 
 void gateway_segment(struct http_request *r, struct gateway *g, struct edge_plan *p)
 {
     const char *name = http_request_var(r, "rendition");
+    struct media_context *c = http_request_context(r);
+    char pictures[16];
+    c->is_key = media_playlist_keys_of(name, pictures, sizeof pictures);
+    if (c->is_key)
+        name = pictures;
     int rendition = media_plan_find(p->plan, name);
     const struct media_grid *grid =
         rendition < 0 ? NULL : media_rendition_grid(p->plan, (size_t)rendition);
@@ -285,7 +347,13 @@ void gateway_segment(struct http_request *r, struct gateway *g, struct edge_plan
         return;
     }
     bool is_audio = p->plan->renditions[rendition].kind == MEDIA_AUDIO;
-    serve(r, g, describe(r, g, p, name, n, is_audio ? "audio/mp4" : "video/mp4"));
+    c->is_key &= !is_audio;
+    struct segment_fetch *f = describe(r, g, p, name, n, is_audio ? "audio/mp4" : "video/mp4");
+    if (f) {
+        edge_object_ref(&p->base);
+        f->plan = p;
+    }
+    serve(r, g, f);
 }
 
 static void text(struct http_request *r, struct gateway *g, struct edge_plan *p)

@@ -260,7 +260,10 @@ enum status decision_make(struct arena *a, const struct media_plan *plan,
         return s;
     const struct media_limits limits = limits_of(req);
     const struct media_wishes wishes = wishes_of(req);
+    struct media_offer offer;
     media_decide(plan, ret->profile, &limits, &wishes, &ret->d);
+    media_offer_for(plan, ret->profile, &limits, &ret->d, &offer);
+    media_offer_name(&offer, ret->offer);
     return STATUS_OK;
 }
 

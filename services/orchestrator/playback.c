@@ -132,14 +132,15 @@ static enum status fill_renditions(struct orch *o, struct arena *a, const struct
 
 // Where things are on the gateway.
 static bool fill_addresses(struct arena *a, const struct item *it, const char *token,
-                           Orchestrator__OpenReply *ret)
+                           const char *offer, Orchestrator__OpenReply *ret)
 {
     const struct media_plan *plan = it->plan->plan;
+    const char *dash = *offer ? "-" : "";
     const char *base = arena_printf(a, "/hls/%s/%s", token, it->id);
     if (!base)
         return false;
-    ret->master_url = arena_printf(a, "%s/master.m3u8", base);
-    ret->dash_url = arena_printf(a, "%s/manifest.mpd", base);
+    ret->master_url = arena_printf(a, "%s/master%s%s.m3u8", base, dash, offer);
+    ret->dash_url = arena_printf(a, "%s/manifest%s%s.mpd", base, dash, offer);
     if (media_image_is_planned(plan, MEDIA_IMAGE_POSTER))
         ret->poster_url = arena_printf(a, "%s/poster.jpg", base);
     if (media_image_is_planned(plan, MEDIA_IMAGE_TILES))
@@ -183,7 +184,7 @@ static enum status open_(struct rpc_call *call, const Orchestrator__OpenRequest 
     ret->title = orch_str(a, right->item && *right->item->title ? right->item->title : it.title);
     ret->duration_us = it.duration_us;
     ret->complete = str_eq(it.state, "ready");
-    return fill_addresses(a, &it, ret->media_token, ret) && ret->plan.data ? STATUS_OK
+    return fill_addresses(a, &it, ret->media_token, d.offer, ret) && ret->plan.data ? STATUS_OK
                                                                            : no_memory(err);
 }
 
@@ -240,6 +241,9 @@ static enum status plan_(struct rpc_call *call, const Orchestrator__PlanRequest 
     ret->source_type = orch_str(a, it.plan->plan->source.mime);
     ret->complete = str_eq(it.state, "ready");
     s = subtitles_fill(a, &it, NULL, &ret->subtitles, &ret->n_subtitles, err);
+    if (s != STATUS_OK)
+        return s;
+    s = rates_fill(o, a, &it, ret, err);
     if (s != STATUS_OK)
         return s;
     return ret->source && ret->plan.data ? STATUS_OK : no_memory(err);

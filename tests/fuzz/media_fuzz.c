@@ -13,7 +13,8 @@ static void print_playlists(const struct media_plan *p)
     struct buf b;
     struct err err = ERR_INIT;
     buf_init(&b, 16 << 20);
-    FUZZ_CHECK(media_playlist_master(p, 0, 0, &b, &err) == STATUS_OK || err.msg[0]);
+    FUZZ_CHECK(media_playlist_master(p, &(struct media_offer){0}, NULL, &b, &err) == STATUS_OK ||
+               err.msg[0]);
     for (size_t i = 0; i < p->n_renditions; i++) {
         buf_reset(&b);
         FUZZ_CHECK(media_playlist_rendition(p, i, &b, &err) == STATUS_OK || err.msg[0]);
