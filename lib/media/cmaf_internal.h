@@ -30,6 +30,13 @@ struct cmaf_track {
     uint32_t edit_time;
 };
 void cmaf_put_header(struct buf *b, const struct cmaf_track *tracks, size_t n);
+void cmaf_put_zeros(struct buf *b, size_t n);
+void cmaf_put_matrix(struct buf *b);
+void cmaf_put_hdlr(struct buf *b, bool video);
+void cmaf_put_dinf(struct buf *b);
+// The body of the box at the end of a path of types, the first of each; borrowed.
+bool cmaf_find_path(const void *bytes, size_t n, const uint32_t *path, size_t n_path,
+                    struct reader *body);
 uint32_t cmaf_track_id(const struct media_track_config *c);
 bool cmaf_is_video(const struct media_track_config *c);
 // Four-character codes of a video codec's sample entry and of the configuration box in it.

@@ -216,8 +216,8 @@ static bool find(struct reader *r, uint32_t type, struct reader *body)
     return false;
 }
 
-static bool find_path(const void *bytes, size_t n, const uint32_t *path, size_t n_path,
-                      struct reader *body)
+bool cmaf_find_path(const void *bytes, size_t n, const uint32_t *path, size_t n_path,
+                    struct reader *body)
 {
     struct reader r;
     reader_init(&r, bytes, n);
@@ -236,7 +236,7 @@ static bool find_config(const struct media_rendition *r, struct media_track_conf
                                     BOX('m', 'd', 'i', 'a'), BOX('m', 'i', 'n', 'f'),
                                     BOX('s', 't', 'b', 'l'), BOX('s', 't', 's', 'd')};
     struct reader stsd, entry, body;
-    if (!find_path(r->init, r->init_len, path, N_ELEMENTS(path), &stsd))
+    if (!cmaf_find_path(r->init, r->init_len, path, N_ELEMENTS(path), &stsd))
         return false;
     (void)reader_bytes(&stsd, 8);
     bool video = media_codec_is_video(r->codec), aac = r->codec == MEDIA_CODEC_AAC;

@@ -34,7 +34,7 @@ void cmaf_end(struct buf *b, size_t at)
     set_be32(b, at, (uint32_t)(b->len - at));
 }
 
-static void put_zeros(struct buf *b, size_t n)
+void cmaf_put_zeros(struct buf *b, size_t n)
 {
     for (; n > 0; n--)
         buf_put_u8(b, 0);
@@ -50,7 +50,7 @@ uint32_t cmaf_track_id(const struct media_track_config *c)
     return cmaf_is_video(c) ? MEDIA_VIDEO_TRACK : MEDIA_AUDIO_TRACK;
 }
 
-static void put_matrix(struct buf *b)
+void cmaf_put_matrix(struct buf *b)
 {
     static const uint32_t unity[9] = {0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000};
     for (size_t i = 0; i < N_ELEMENTS(unity); i++)
@@ -70,14 +70,14 @@ static void put_ftyp(struct buf *b)
 static void put_mvhd(struct buf *b)
 {
     size_t at = cmaf_begin_full(b, BOX('m', 'v', 'h', 'd'), 0, 0);
-    put_zeros(b, 8);          // created, modified
+    cmaf_put_zeros(b, 8);     // created, modified
     buf_put_be32(b, 1000);    // timescale
     buf_put_be32(b, 0);       // duration: in the fragments
     buf_put_be32(b, 0x10000); // rate 1
     buf_put_be16(b, 0x100);   // volume 1
-    put_zeros(b, 10);
-    put_matrix(b);
-    put_zeros(b, 24);
+    cmaf_put_zeros(b, 10);
+    cmaf_put_matrix(b);
+    cmaf_put_zeros(b, 24);
     buf_put_be32(b, MEDIA_AUDIO_TRACK + 1); // next track
     cmaf_end(b, at);
 }
@@ -85,12 +85,12 @@ static void put_mvhd(struct buf *b)
 static void put_tkhd(struct buf *b, const struct media_track_config *c)
 {
     size_t at = cmaf_begin_full(b, BOX('t', 'k', 'h', 'd'), 0, 3); // enabled, in movie
-    put_zeros(b, 8);
+    cmaf_put_zeros(b, 8);
     buf_put_be32(b, cmaf_track_id(c));
-    put_zeros(b, 4 + 4 + 8 + 2 + 2); // reserved, duration, reserved, layer, group
+    cmaf_put_zeros(b, 4 + 4 + 8 + 2 + 2); // reserved, duration, reserved, layer, group
     buf_put_be16(b, cmaf_is_video(c) ? 0 : 0x100);
-    put_zeros(b, 2);
-    put_matrix(b);
+    cmaf_put_zeros(b, 2);
+    cmaf_put_matrix(b);
     buf_put_be32(b, c->width << 16);
     buf_put_be32(b, c->height << 16);
     cmaf_end(b, at);
@@ -111,7 +111,7 @@ static void put_edts(struct buf *b, uint32_t media_time)
 static void put_mdhd(struct buf *b, const struct media_track_config *c)
 {
     size_t at = cmaf_begin_full(b, BOX('m', 'd', 'h', 'd'), 0, 0);
-    put_zeros(b, 8);
+    cmaf_put_zeros(b, 8);
     buf_put_be32(b, c->timescale);
     buf_put_be32(b, 0);
     buf_put_be16(b, 0x55c4); // "und"
@@ -119,17 +119,17 @@ static void put_mdhd(struct buf *b, const struct media_track_config *c)
     cmaf_end(b, at);
 }
 
-static void put_hdlr(struct buf *b, const struct media_track_config *c)
+void cmaf_put_hdlr(struct buf *b, bool video)
 {
     size_t at = cmaf_begin_full(b, BOX('h', 'd', 'l', 'r'), 0, 0);
     buf_put_be32(b, 0);
-    buf_append(b, cmaf_is_video(c) ? "vide" : "soun", 4);
-    put_zeros(b, 12);
+    buf_append(b, video ? "vide" : "soun", 4);
+    cmaf_put_zeros(b, 12);
     buf_append(b, "cauce", 6);
     cmaf_end(b, at);
 }
 
-static void put_dinf(struct buf *b)
+void cmaf_put_dinf(struct buf *b)
 {
     size_t at = cmaf_begin(b, BOX('d', 'i', 'n', 'f'));
     size_t dref = cmaf_begin_full(b, BOX('d', 'r', 'e', 'f'), 0, 0);
@@ -163,16 +163,16 @@ uint32_t cmaf_video_config(enum media_codec codec)
 static void put_picture(struct buf *b, const struct media_track_config *c)
 {
     size_t at = cmaf_begin(b, cmaf_video_entry(c->codec));
-    put_zeros(b, 6);
+    cmaf_put_zeros(b, 6);
     buf_put_be16(b, 1); // data reference
-    put_zeros(b, 16);
+    cmaf_put_zeros(b, 16);
     buf_put_be16(b, (uint16_t)c->width);
     buf_put_be16(b, (uint16_t)c->height);
     buf_put_be32(b, 0x480000); // 72 dpi
     buf_put_be32(b, 0x480000);
     buf_put_be32(b, 0);
     buf_put_be16(b, 1); // frames a sample
-    put_zeros(b, 32);
+    cmaf_put_zeros(b, 32);
     buf_put_be16(b, 0x18);
     buf_put_be16(b, 0xffff);
     size_t config = cmaf_begin(b, cmaf_video_config(c->codec));
@@ -198,7 +198,7 @@ static void put_esds(struct buf *b, const struct media_track_config *c)
     buf_put_u8(b, (uint8_t)(13 + 2 + n));
     buf_put_u8(b, 0x40); // MPEG-4 audio
     buf_put_u8(b, 0x15); // audio stream
-    put_zeros(b, 3);
+    cmaf_put_zeros(b, 3);
     buf_put_be32(b, c->bitrate_bps);
     buf_put_be32(b, c->bitrate_bps);
     buf_put_u8(b, 5);
@@ -223,12 +223,12 @@ static void put_sound(struct buf *b, const struct media_track_config *c)
     size_t at = cmaf_begin(b, aac    ? BOX('m', 'p', '4', 'a')
                               : flac ? BOX('f', 'L', 'a', 'C')
                                      : BOX('O', 'p', 'u', 's'));
-    put_zeros(b, 6);
+    cmaf_put_zeros(b, 6);
     buf_put_be16(b, 1);
-    put_zeros(b, 8);
+    cmaf_put_zeros(b, 8);
     buf_put_be16(b, (uint16_t)c->channels);
     buf_put_be16(b, flac ? flac_bits(c) : 16);
-    put_zeros(b, 4);
+    cmaf_put_zeros(b, 4);
     buf_put_be32(b, c->sample_rate << 16);
     if (aac) {
         put_esds(b, c);
@@ -263,7 +263,7 @@ static void put_stbl(struct buf *b, const struct media_track_config *c)
         cmaf_end(b, box);
     }
     size_t stsz = cmaf_begin_full(b, BOX('s', 't', 's', 'z'), 0, 0);
-    put_zeros(b, 8);
+    cmaf_put_zeros(b, 8);
     cmaf_end(b, stsz);
     cmaf_end(b, at);
 }
@@ -274,9 +274,9 @@ static void put_minf(struct buf *b, const struct media_track_config *c)
     bool video = cmaf_is_video(c);
     size_t head = cmaf_begin_full(b, video ? BOX('v', 'm', 'h', 'd') : BOX('s', 'm', 'h', 'd'), 0,
                                   video ? 1 : 0);
-    put_zeros(b, video ? 8 : 4);
+    cmaf_put_zeros(b, video ? 8 : 4);
     cmaf_end(b, head);
-    put_dinf(b);
+    cmaf_put_dinf(b);
     put_stbl(b, c);
     cmaf_end(b, at);
 }
@@ -289,7 +289,7 @@ static void put_trak(struct buf *b, const struct cmaf_track *t)
         put_edts(b, t->edit_time);
     size_t mdia = cmaf_begin(b, BOX('m', 'd', 'i', 'a'));
     put_mdhd(b, t->config);
-    put_hdlr(b, t->config);
+    cmaf_put_hdlr(b, cmaf_is_video(t->config));
     put_minf(b, t->config);
     cmaf_end(b, mdia);
     cmaf_end(b, at);
@@ -307,7 +307,7 @@ void cmaf_put_header(struct buf *b, const struct cmaf_track *tracks, size_t n)
         size_t trex = cmaf_begin_full(b, BOX('t', 'r', 'e', 'x'), 0, 0);
         buf_put_be32(b, cmaf_track_id(tracks[i].config));
         buf_put_be32(b, 1);
-        put_zeros(b, 12);
+        cmaf_put_zeros(b, 12);
         cmaf_end(b, trex);
     }
     cmaf_end(b, mvex);

@@ -5,6 +5,7 @@
 #include "media/dash.h"
 #include "media/decide.h"
 #include "media/image.h"
+#include "media/mp4file.h"
 #include "media/offer.h"
 #include "media/plan.h"
 #include "media/playlist.h"

@@ -876,6 +876,174 @@ static void test_head_needs_all_before_the_body_and_the_true_size(void **state)
     buf_done(&f);
 }
 
+// ---- one file ----
+
+// All segments of two renditions, and the file that they make.
+struct one_file {
+    struct media_plan *p;
+    struct media_mp4 *m;
+    struct buf *segments; // in the order of the file
+    struct buf bytes;
+};
+
+static struct one_file make_file(uint32_t n_frames, int video, int audio)
+{
+    struct one_file f = {.p = make_plan(n_frames, false, 0)};
+    struct err err = ERR_INIT;
+    assert_int_equal(media_mp4_new(f.p, video, audio, &f.m, &err), STATUS_OK);
+    size_t n = media_mp4_n_parts(f.m);
+    f.segments = mem_array(n, sizeof(*f.segments));
+    assert_non_null(f.segments);
+    for (size_t i = 0; i < n; i++) {
+        struct media_mp4_part at = media_mp4_part(f.m, i);
+        f.segments[i] = fragment(f.p, at.rendition, at.segment, true);
+        size_t head = media_mp4_head_bytes(f.m, i), all = f.segments[i].len;
+        if (media_mp4_add(f.m, f.segments[i].data, head < all ? head : all, (int64_t)all, &err))
+            fail_msg("%s", err.msg);
+    }
+    assert_int_equal(media_mp4_finish(f.m, &err), STATUS_OK);
+    buf_init(&f.bytes, 1U << 30);
+    for (int64_t at = 0; at < media_mp4_size(f.m);) {
+        struct media_mp4_span s;
+        size_t n_header;
+        media_mp4_at(f.m, at, &s);
+        assert_true(s.len > 0);
+        const uint8_t *from =
+            s.in_header ? media_mp4_header(f.m, &n_header) : f.segments[s.part].data;
+        buf_append(&f.bytes, from + s.offset, (size_t)s.len);
+        at += s.len;
+    }
+    assert_int_equal(f.bytes.len, media_mp4_size(f.m));
+    return f;
+}
+
+static void drop_file(struct one_file *f)
+{
+    for (size_t i = 0; i < media_mp4_n_parts(f->m); i++)
+        buf_done(&f->segments[i]);
+    mem_free(f->segments);
+    buf_done(&f->bytes);
+    media_mp4_free(f->m);
+    media_plan_free(f->p);
+}
+
+static uint32_t be32_at(const struct buf *b, size_t at)
+{
+    const uint8_t *p = b->data + at;
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
+// The body of the n-th box of that type, found by its name.
+static size_t find_box(const struct buf *b, const char *type, int nth)
+{
+    for (size_t at = 4; at + 4 < b->len; at++)
+        if (memcmp(b->data + at, type, 4) == 0 && nth-- == 0)
+            return at + 4;
+    fail_msg("no %s", type);
+    return 0;
+}
+
+static void test_file_holds_every_sample_where_its_tables_say(void **state)
+{
+    (void)state;
+    struct one_file f = make_file(313, 0, 3);
+    const struct buf *b = &f.bytes;
+    assert_memory_equal(b->data + 4, "ftyp", 4);
+    size_t moov = find_box(b, "moov", 0), mdat = find_box(b, "mdat", 0);
+    assert_true(moov < mdat); // it plays while it arrives
+    assert_int_equal(be32_at(b, mdat - 8), b->len - mdat + 8);
+    for (int track = 0; track < 2; track++) {
+        size_t sizes = find_box(b, "stsz", track), chunks = find_box(b, "stco", track);
+        uint32_t n = be32_at(b, sizes + 8), n_chunks = be32_at(b, chunks + 4), sample = 0;
+        size_t part = 0;
+        assert_int_equal(n_chunks, (track ? f.p->audio : f.p->video).n_segments);
+        for (uint32_t c = 0; c < n_chunks; c++, part++) {
+            while (media_mp4_part(f.m, part).rendition != (track ? 3 : 0))
+                part++;
+            struct media_mp4_part at = media_mp4_part(f.m, part);
+            struct media_fragment had;
+            assert_int_equal(
+                media_cmaf_parse(f.segments[part].data, f.segments[part].len, &had, NULL),
+                STATUS_OK);
+            uint32_t of_chunk = media_rendition_samples(f.p, at.rendition, at.segment), bytes = 0;
+            assert_memory_equal(b->data + be32_at(b, chunks + 8 + 4 * c),
+                                f.segments[part].data + had.data_offset, had.data_len);
+            for (uint32_t i = 0; i < of_chunk; i++)
+                bytes += be32_at(b, sizes + 12 + 4 * sample++);
+            assert_int_equal(bytes, had.data_len);
+        }
+        assert_int_equal(sample, n);
+    }
+    drop_file(&f);
+}
+
+static void test_file_edits_take_off_shift_priming_and_tail(void **state)
+{
+    (void)state;
+    struct one_file f = make_file(313, 0, 3);
+    for (int track = 0; track < 2; track++) {
+        size_t elst = find_box(&f.bytes, "elst", track);
+        const struct media_grid *g = track ? &f.p->audio : &f.p->video;
+        int64_t shown = media_scale_ceil(g->duration - (track ? 1024 : 0), 48000, g->timescale);
+        assert_int_equal(be32_at(&f.bytes, elst + 12), shown);
+        assert_int_equal(be32_at(&f.bytes, elst + 20), track ? 1024 : 1100);
+    }
+    size_t ctts = find_box(&f.bytes, "ctts", 0);
+    for (uint32_t i = 0; i < be32_at(&f.bytes, ctts + 4); i++)
+        assert_true(be32_at(&f.bytes, ctts + 12 + 8 * i) < 1U << 20); // none is negative
+    drop_file(&f);
+}
+
+static void test_file_of_one_rendition_alone(void **state)
+{
+    (void)state;
+    struct one_file f = make_file(100, -1, 3), v = make_file(100, 1, -1);
+    assert_int_equal(media_mp4_n_parts(f.m), f.p->audio.n_segments);
+    assert_int_equal(media_mp4_n_parts(v.m), v.p->video.n_segments);
+    drop_file(&f);
+    drop_file(&v);
+}
+
+static void test_file_refuses_what_is_not_the_plans_segment(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(225, true, 0);
+    AUTO(media_mp4_free_p) struct media_mp4 *m = NULL;
+    assert_int_equal(media_mp4_new(p, -1, -1, &m, NULL), STATUS_INVALID_ARGUMENT);
+    assert_int_equal(media_mp4_new(p, 3, 0, &m, NULL), STATUS_INVALID_ARGUMENT);
+    assert_int_equal(media_mp4_new(p, 0, 99, &m, NULL), STATUS_INVALID_ARGUMENT);
+    assert_int_equal(media_mp4_new(p, 0, 3, &m, NULL), STATUS_OK);
+    struct buf other = fragment(p, 0, 1, true), right = fragment(p, 0, 0, true);
+    assert_int_equal(media_mp4_add(m, other.data, other.len, (int64_t)other.len, NULL),
+                     STATUS_INVALID_ARGUMENT);
+    assert_int_equal(media_mp4_add(m, right.data, right.len, (int64_t)right.len + 1, NULL),
+                     STATUS_INVALID_ARGUMENT);
+    assert_int_equal(media_mp4_add(m, right.data, right.len, (int64_t)right.len, NULL), STATUS_OK);
+    assert_int_equal(media_mp4_n_added(m), 1);
+    assert_int_equal(media_mp4_finish(m, NULL), STATUS_FAILED_PRECONDITION);
+    buf_done(&other);
+    buf_done(&right);
+}
+
+static void test_file_of_three_hours_takes_little_memory(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(3 * 3600 * 25, true, 0);
+    AUTO(media_mp4_free_p) struct media_mp4 *m = NULL;
+    size_t most = 0;
+    assert_int_equal(media_mp4_new(p, 0, 3, &m, NULL), STATUS_OK);
+    for (size_t i = 0; i < media_mp4_n_parts(m); i++) {
+        struct media_mp4_part at = media_mp4_part(m, i);
+        struct buf s = fragment(p, at.rendition, at.segment, true);
+        assert_int_equal(media_mp4_add(m, s.data, s.len, (int64_t)s.len, NULL), STATUS_OK);
+        buf_done(&s);
+        most = media_mp4_memory(m) > most ? media_mp4_memory(m) : most;
+    }
+    assert_int_equal(media_mp4_finish(m, NULL), STATUS_OK);
+    most = media_mp4_memory(m) > most ? media_mp4_memory(m) : most;
+    assert_true(most < 16 << 20);
+}
+
 // ---- records ----
 
 static void test_records_round_trip_and_refuse_damage(void **state)
@@ -996,6 +1164,11 @@ int main(void)
         cmocka_unit_test(test_merged_file_has_both_tracks_and_no_negative_offset),
         cmocka_unit_test(test_key_fragment_is_the_first_picture_for_the_whole_time),
         cmocka_unit_test(test_head_needs_all_before_the_body_and_the_true_size),
+        cmocka_unit_test(test_file_holds_every_sample_where_its_tables_say),
+        cmocka_unit_test(test_file_edits_take_off_shift_priming_and_tail),
+        cmocka_unit_test(test_file_of_one_rendition_alone),
+        cmocka_unit_test(test_file_refuses_what_is_not_the_plans_segment),
+        cmocka_unit_test(test_file_of_three_hours_takes_little_memory),
         cmocka_unit_test(test_records_round_trip_and_refuse_damage),
         cmocka_unit_test(test_task_round_trip_and_bounds),
     };
