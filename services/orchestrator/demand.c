@@ -303,9 +303,9 @@ enum status demand_made(struct db *db, const struct queue_task *t, struct db_res
     "(t.yielding OR ((t.wanted IS NULL OR t.wanted_until < now()) AND EXISTS ("                    \
     "  SELECT FROM (SELECT count(*) AS n, min(u.created) AS oldest FROM ("                         \
     "    SELECT a.created FROM orchestrator.task a"                                                \
-    "    JOIN orchestrator.item i ON i.id = a.item JOIN orchestrator.job j ON j.id = a.job"        \
+    "    JOIN orchestrator.item i ON i.id = a.item"                                                \
     "    WHERE a.state = 'available' AND a.priority >= 900 AND a.priority > t.priority"            \
-    "    AND NOT j.paused AND i.route <> ALL (string_to_array($3::text, ',')) LIMIT 256) u) x"     \
+    "    AND i.route <> ALL (string_to_array($3::text, ',')) LIMIT 256) u) x"                      \
     "  WHERE x.n > (SELECT count(*) FROM orchestrator.task WHERE state = 'leased' AND yielding)"   \
     "    AND (x.oldest < now() - interval '" TAKEN_WITHIN "'"                                      \
     "      OR (SELECT count(*) FROM orchestrator.task WHERE state = 'leased')"                     \

@@ -45,40 +45,86 @@ static void read_task(const struct db_result *r, struct queue_task *t)
     str_copy(t->renditions, sizeof t->renditions, db_text(r, 0, 8));
 }
 
-enum status queue_claim(struct db *db, const char *worker, const char *away, struct queue_task *ret,
-                        bool *ret_found, struct err *err)
+// The row a of orchestrator.task may go to worker $1, while the origins $2 do not answer.
+// clang-format off
+#define MAY_HAVE                                                                                   \
+    "a.state = 'available' AND NOT EXISTS (SELECT FROM orchestrator.worker"                        \
+    "  WHERE id = $1::text AND (cordoned OR quarantined_until > now())) "                          \
+    /* A pause is of what nobody waits for. */                                                     \
+    "AND (a.demand OR NOT EXISTS (SELECT FROM orchestrator.job j WHERE j.id = a.job AND j.paused)) " \
+    "AND (avoid <> $1::text OR NOT EXISTS (SELECT FROM orchestrator.worker w"                      \
+    "  WHERE w.id <> $1::text AND " ORCH_WORKER_SERVES ")) "                                       \
+    "AND target <> ALL (string_to_array($2::text, ',')) "                                          \
+    "AND (SELECT route FROM orchestrator.item i WHERE i.id = a.item)"                              \
+    "  <> ALL (string_to_array($2::text, ',')) "                                                   \
+    /* Background work keeps away from what is about to be made because somebody waits for it. */  \
+    "AND (a.demand OR NOT EXISTS (SELECT FROM orchestrator.task d WHERE d.item = a.item"           \
+    "  AND d.demand AND d.state IN ('available', 'leased')"                                        \
+    "  AND d.first_segment < a.first_segment + a.n_segments"                                       \
+    "  AND d.first_segment + d.n_segments > a.first_segment"                                       \
+    "  AND d.renditions = ANY (string_to_array(a.renditions, ',')))) "
+#define LEASE_IT                                                                                       \
+    "turn AS (INSERT INTO orchestrator.turn SELECT owner, clock_timestamp() FROM c"                \
+    "  ON CONFLICT (owner) DO UPDATE SET served = excluded.served) "                               \
+    "UPDATE orchestrator.task t SET state = 'leased', fence = t.fence + 1,"                        \
+    "  attempts = t.attempts + 1, worker = $1::text, yielding = false,"                            \
+    "  lease_until = now() + $3::bigint * interval '1 millisecond', stage = '', progress = 0 "     \
+    "FROM c WHERE t.id = c.id RETURNING " TASK_COLUMNS
+// clang-format on
+
+// What somebody waits for: the most urgent, whoever it is for.
+static const char claim_urgent[] =
+    "WITH c AS (SELECT id, owner FROM orchestrator.task a WHERE priority >= 900 AND " MAY_HAVE
+    "  ORDER BY priority DESC, created LIMIT 1 FOR UPDATE SKIP LOCKED), " LEASE_IT;
+// The best of one owner; "" of all.
+static const char claim_turn[] =
+    "WITH c AS (SELECT id, owner FROM orchestrator.task a"
+    "  WHERE ($4::text = '' OR owner = nullif($4::text, '')::uuid) AND " MAY_HAVE
+    "  ORDER BY rank DESC, created, position LIMIT 1 FOR UPDATE SKIP LOCKED), " LEASE_IT;
+// Whose turn it is: what lets an item be looked at and played comes before all else, then the one
+// who was served longest ago. Nothing is locked, so that nobody else finds the queue empty.
+static const char next_turn[] =
+    "WITH RECURSIVE o AS ("
+    "  (SELECT owner FROM orchestrator.task WHERE state = 'available' ORDER BY owner LIMIT 1)"
+    "  UNION ALL SELECT (SELECT t.owner FROM orchestrator.task t WHERE t.state = 'available'"
+    "    AND t.owner > o.owner ORDER BY t.owner LIMIT 1) FROM o WHERE o.owner IS NOT NULL) "
+    "SELECT o.owner FROM o LEFT JOIN orchestrator.turn u ON u.owner = o.owner CROSS JOIN LATERAL ("
+    "  SELECT rank FROM orchestrator.task a WHERE a.owner = o.owner AND " MAY_HAVE
+    "  ORDER BY rank DESC, created, position LIMIT 1) best "
+    "ORDER BY best.rank >= 600 DESC, u.served NULLS FIRST, o.owner LIMIT 1";
+
+static enum status claim(struct db *db, const char *sql, const char *worker, const char *away,
+                         const char *owner, struct queue_task *ret, bool *ret_found,
+                         struct err *err)
 {
-    static const char sql[] =
-        "WITH c AS ("
-        "  SELECT id FROM orchestrator.task a"
-        "  WHERE state = 'available' AND NOT EXISTS (SELECT FROM orchestrator.worker"
-        "    WHERE id = $1::text AND (cordoned OR quarantined_until > now()))"
-        "  AND NOT EXISTS (SELECT FROM orchestrator.job j WHERE j.id = a.job AND j.paused)"
-        "  AND (avoid <> $1::text OR NOT EXISTS (SELECT FROM orchestrator.worker w"
-        "    WHERE w.id <> $1::text AND " ORCH_WORKER_SERVES "))"
-        "  AND target <> ALL (string_to_array($3::text, ','))"
-        "  AND (SELECT route FROM orchestrator.item i WHERE i.id = a.item)"
-        "    <> ALL (string_to_array($3::text, ','))"
-        // Background work keeps away from what is about to be made because somebody waits for it.
-        "  AND (a.demand OR NOT EXISTS (SELECT FROM orchestrator.task d WHERE d.item = a.item"
-        "    AND d.demand AND d.state IN ('available', 'leased')"
-        "    AND d.first_segment < a.first_segment + a.n_segments"
-        "    AND d.first_segment + d.n_segments > a.first_segment"
-        "    AND d.renditions = ANY (string_to_array(a.renditions, ','))))"
-        "  ORDER BY rank DESC, created, position LIMIT 1 FOR UPDATE SKIP LOCKED)"
-        "UPDATE orchestrator.task t SET state = 'leased', fence = t.fence + 1,"
-        "  attempts = t.attempts + 1, worker = $1::text, yielding = false,"
-        "  lease_until = now() + $2::bigint * interval '1 millisecond', stage = '', progress = 0 "
-        "FROM c WHERE t.id = c.id RETURNING " TASK_COLUMNS;
+    const struct db_param params[] = {DB_TEXT(worker), DB_TEXT(away), DB_I64(ORCH_LEASE_MS),
+                                      DB_TEXT(owner)};
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s = db_query(
-        db, sql, DB_PARAMS(DB_TEXT(worker), DB_I64(ORCH_LEASE_MS), DB_TEXT(away)), &r, err);
+    enum status s = db_query(db, sql, params, owner ? 4 : 3, &r, err);
     if (s != STATUS_OK)
         return err_wrap(err, s, "claim a task");
     *ret_found = db_result_n_rows(r) == 1;
     if (*ret_found)
         read_task(r, ret);
     return STATUS_OK;
+}
+
+enum status queue_claim(struct db *db, const char *worker, const char *away, struct queue_task *ret,
+                        bool *ret_found, struct err *err)
+{
+    enum status s = claim(db, claim_urgent, worker, away, NULL, ret, ret_found, err);
+    if (s != STATUS_OK || *ret_found)
+        return s;
+    AUTO(db_result_free_p) struct db_result *turn = NULL;
+    s = db_query(db, next_turn, DB_PARAMS(DB_TEXT(worker), DB_TEXT(away)), &turn, err);
+    if (s != STATUS_OK)
+        return err_wrap(err, s, "claim a task");
+    if (db_result_n_rows(turn) == 0)
+        return STATUS_OK;
+    s = claim(db, claim_turn, worker, away, db_text(turn, 0, 0), ret, ret_found, err);
+    if (s != STATUS_OK || *ret_found)
+        return s;
+    return claim(db, claim_turn, worker, away, "", ret, ret_found, err); // others were quicker
 }
 
 // A progress event now and then. Whoever is busy with the job tells more than this could.

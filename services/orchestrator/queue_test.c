@@ -79,7 +79,8 @@ static int setup_item(void **state)
     rand_uuid7(f->job);
     sql(f,
         "TRUNCATE orchestrator.upload, orchestrator.item, orchestrator.job, orchestrator.task,"
-        "  orchestrator.output, orchestrator.chore, orchestrator.worker, orchestrator.event"
+        "  orchestrator.output, orchestrator.chore, orchestrator.worker, orchestrator.event,"
+        "  orchestrator.turn"
         "  CASCADE",
         NULL);
     must(
@@ -222,6 +223,60 @@ static void test_claim_takes_the_most_urgent_then_the_oldest(void **state)
     assert_true(claim(f, "w0", &t));
     assert_string_equal(t.id, second);
     assert_false(claim(f, "w0", &t));
+}
+
+// Another user's item with a job and one task.
+static void add_others_task(struct fixture *f, int priority, char ret_id[UUID_SIZE])
+{
+    char item[UUID_SIZE], owner[UUID_SIZE];
+    rand_uuid7(item);
+    rand_uuid7(owner);
+    rand_uuid7(ret_id);
+    const struct db_param ids[] = {DB_TEXT(item), DB_TEXT(owner), DB_TEXT(f->item), DB_TEXT(ret_id),
+                                   DB_I64(priority)};
+    must(db_query(f->db,
+                  "INSERT INTO orchestrator.upload (id, item, owner, owner_name, filename, digest,"
+                  "  size, kind, route, state) SELECT $1::uuid, $1::uuid, $2::uuid, 'bob', 'b.mp4',"
+                  "  digest, size, kind, route, state FROM orchestrator.upload"
+                  "  WHERE item = $3::uuid",
+                  ids, 3, NULL, &err));
+    must(db_query(f->db,
+                  "INSERT INTO orchestrator.item (id, upload, owner, title, kind, route, digest,"
+                  "  size) SELECT $1::uuid, $1::uuid, $2::uuid, 'B', kind, route, digest, size"
+                  "  FROM orchestrator.item WHERE id = $3::uuid",
+                  ids, 3, NULL, &err));
+    must(db_query(f->db,
+                  "INSERT INTO orchestrator.job (id, item, owner, state)"
+                  "  VALUES ($1::uuid, $1::uuid, $2::uuid, 'running')",
+                  ids, 2, NULL, &err));
+    must(
+        db_query(f->db,
+                 "INSERT INTO orchestrator.task (id, job, item, kind, priority, renditions,"
+                 "  n_segments) VALUES ($1::uuid, $2::uuid, $2::uuid, 'chunk', $3::int, 'v480', 1)",
+                 DB_PARAMS(DB_TEXT(ret_id), DB_TEXT(item), DB_I64(priority)), NULL, &err));
+}
+
+static void test_owners_take_turns(void **state)
+{
+    struct fixture *f = *state;
+    char bobs[UUID_SIZE], carols[UUID_SIZE];
+    for (int i = 0; i < 100; i++)
+        add_task(f, i, ORCH_PRIO_PROBE, i, 1, NULL); // so many uploads of one
+    add_others_task(f, ORCH_PRIO_FIRST, bobs);
+    add_others_task(f, ORCH_PRIO_REST, carols);
+    struct queue_task t;
+    bool bob = false;
+    for (int i = 0; i < 2; i++) {
+        assert_true(claim(f, "w0", &t));
+        bob |= str_eq(t.id, bobs);
+    }
+    assert_true(bob); // not after the hundredth
+    for (int i = 0; i < 99; i++) {
+        assert_true(claim(f, "w0", &t)); // what starts comes before what merely goes on
+        assert_string_not_equal(t.id, carols);
+    }
+    assert_true(claim(f, "w0", &t));
+    assert_string_equal(t.id, carols);
 }
 
 static void test_claim_leaves_what_needs_an_origin_that_is_away(void **state)
@@ -477,6 +532,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_claims_of_many_threads_never_give_a_task_twice),
         TEST(test_claim_takes_the_most_urgent_then_the_oldest),
+        TEST(test_owners_take_turns),
         TEST(test_claim_leaves_what_needs_an_origin_that_is_away),
         TEST(test_expired_lease_goes_to_another_and_the_old_token_is_refused),
         TEST(test_renew_needs_the_worker_that_has_the_lease),
