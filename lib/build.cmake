@@ -55,7 +55,7 @@ function(cauce_pkgs target)
     endforeach()
 endfunction()
 
-# cauce_test(NAME SOURCES a_test.c [LIBS base] [PKG ...] [LABELS integration] [TIMEOUT 60])
+# cauce_test(NAME SOURCES a_test.c [LIBS base] [PKG ...] [LABELS integration] [TIMEOUT 180])
 # A cmocka program that CTest runs. It is told where the test data are and where programs were built.
 function(cauce_test name)
     cmake_parse_arguments(A "" "TIMEOUT" "SOURCES;LIBS;PKG;LABELS" ${ARGN})
@@ -72,7 +72,7 @@ function(cauce_test name)
     target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
     add_test(NAME ${name} COMMAND ${name})
     if(NOT A_TIMEOUT)
-        set(A_TIMEOUT 60)
+        set(A_TIMEOUT 180) # of a test that hangs: a slow disk is no failure
     endif()
     if(NOT A_LABELS)
         set(A_LABELS unit)

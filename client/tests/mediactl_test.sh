@@ -55,6 +55,6 @@ if command -v bash >/dev/null; then
     "$ctl" completion bash >"$out/completion"
     words=$(bash -c '. "$1"; COMP_WORDS=(mediactl job ""); COMP_CWORD=2; _mediactl; echo "${COMPREPLY[@]}"' \
         - "$out/completion")
-    [ "$words" = "ls show watch retry" ] || { echo "FAIL: completion of job: $words" >&2; failed=1; }
+    [ "$words" = "ls show watch retry cancel pause resume priority why queue" ] || { echo "FAIL: completion of job: $words" >&2; failed=1; }
 fi
 exit $failed

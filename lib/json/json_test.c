@@ -10,6 +10,7 @@
 #include "base/mem.h"
 #include "cauce/orchestrator.pb-c.h"
 #include "cauce/store.pb-c.h"
+#include "cauce/transcode.pb-c.h"
 #include "json/proto.h"
 
 static struct json_value *parse(const char *s)
@@ -153,12 +154,12 @@ static void test_proto_print_every_kind(void **state)
     store__quote_request__init(&q);
     assert_string_equal(print(&q, 0, &b), "{}");
     assert_string_equal(print(&q, JSON_PROTO_DEFAULTS, &b), "{\"itemIds\":[]}");
-    Orchestrator__OpenRequest o;
-    orchestrator__open_request__init(&o);
-    o.purpose = ORCHESTRATOR__PURPOSE__DOWNLOAD;
-    assert_string_equal(print(&o, 0, &b), "{\"purpose\":\"DOWNLOAD\"}");
-    assert_string_equal(print(&o, JSON_PROTO_DEFAULTS, &b),
-                        "{\"itemId\":\"\",\"purpose\":\"DOWNLOAD\"}");
+    Transcode__FailRequest f;
+    transcode__fail_request__init(&f);
+    f.class_ = TRANSCODE__FAIL_CLASS__CRASH;
+    assert_string_equal(print(&f, 0, &b), "{\"class\":\"CRASH\"}");
+    assert_string_equal(print(&f, JSON_PROTO_DEFAULTS, &b),
+                        "{\"taskId\":\"\",\"fence\":\"0\",\"class\":\"CRASH\",\"message\":\"\"}");
     Store__EditItemRequest e;
     store__edit_item_request__init(&e);
     assert_string_equal(print(&e, JSON_PROTO_DEFAULTS, &b), "{\"itemId\":\"\"}");
