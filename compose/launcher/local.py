@@ -27,7 +27,8 @@ reset             down, then delete the platform's state
 
 State is in $CAUCE_HOME (default: .cauce in the checkout). $CAUCE_HTTP and $CAUCE_RPC choose the public
 addresses (default 127.0.0.1:7480 and 127.0.0.1:7400, or a free port when taken). $CAUCE_LINKS=tcp makes
-the processes talk over TCP on loopback instead of unix sockets."""
+the processes talk over TCP on loopback instead of unix sockets. $CAUCE_LOCAL_WORKER=on lets the orchestrator
+start a worker of its own while no other is up."""
 
 # node id, role, kind, the role's own options ({home} and so on are filled in)
 NODES = [
@@ -41,6 +42,7 @@ NODES = [
     ("worker-2", "transcode", None, ["--slots", "1", "--scratch", "{home}/scratch/worker-2"]),
     ("gateway-1", "gateway", None, ["--listen-rpc", "tcp://{rpc}", "--listen-http", "{http}"]),
 ]
+LOCAL_WORKER = "transcode-local"  # with $CAUCE_LOCAL_WORKER: who the orchestrator works as while nobody else does
 WITH_DATABASE = {"session", "store", "orchestrator"}
 READY_S = 30
 GRACE_S = 6
@@ -268,6 +270,8 @@ class Platform:
             link = a.get("links", {}).get(node)
             url = f"tcp://{link}" if link else f"ipc://{self.run}/{node}.sock"
             argv += ["--node", f"{node}:{role}{':' + kind if kind else ''}@{url}"]
+        if os.environ.get("CAUCE_LOCAL_WORKER"):
+            argv += ["--node", f"{LOCAL_WORKER}:transcode@ipc://{self.run}/{LOCAL_WORKER}.sock"]
         self._run(argv, "the keys could not be made")
 
         watch = processes.Directory(self.ready)
@@ -298,6 +302,8 @@ class Platform:
                 "--ready-file", ready]
         if role in WITH_DATABASE:
             argv += ["--database", self.conninfo(), "--migrations", os.path.join(SOURCE, "migrations")]
+        if role == "orchestrator" and os.environ.get("CAUCE_LOCAL_WORKER"):
+            argv += ["--local-worker", LOCAL_WORKER]
         for d in ("objects", "scratch"):
             os.makedirs(os.path.join(self.home, d, node), mode=0o700, exist_ok=True) \
                 if any(d in o for o in options) else None

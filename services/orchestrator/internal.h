@@ -72,6 +72,8 @@ struct orch_options {
     int64_t upload_ttl_ms; // an upload that nobody continues is dropped then
     int64_t failed_ttl_ms; // a dead job's source is kept that long for a retry
     struct svc_event_options events;
+    char *local_worker; // node id of the worker of last resort; NULL, "off": none
+    int64_t local_worker_after_ms;
 };
 
 // The world outside, so that tests can make one of their own.
@@ -419,6 +421,12 @@ void hub_free(struct hub *h);
 enum status hub_park(struct hub *h, enum hub_topic topic, const char *item, int64_t deadline_us,
                      struct cancel *cancel, hub_try_fn fn, void *ud, struct err *err) MUST_CHECK;
 void hub_wake(struct hub *h, enum hub_topic topic, const char *item); // NULL: all of the topic
+
+// ---- the worker of last resort (local_worker.c); the queue's thread only, but for free ----
+struct local_worker;
+struct local_worker *local_worker_new(struct orch *o) MUST_CHECK;
+void local_worker_round(struct local_worker *w); // once a second
+void local_worker_free(struct local_worker *w);  // waits at most 3 s for its end
 
 // ---- what happens by itself (sweeper.c) ----
 struct sweeper *sweeper_new(struct orch *o) MUST_CHECK;

@@ -280,6 +280,10 @@ static const struct cfg_option rows[] = {
      "an upload that nobody finishes is dropped after this"},
     {"failed-ttl", CFG_DURATION_MS, OPT(failed_ttl_ms), "7d", 1000, INT64_MAX,
      "how long the source of a failed job is kept for a retry"},
+    {"local-worker", CFG_STRING, OPT(local_worker), "off", 0, 0,
+     "node id (of role transcode) that this host works as while no other worker is up, or off"},
+    {"local-worker-after", CFG_DURATION_MS, OPT(local_worker_after_ms), "60s", 20000, INT64_MAX,
+     "how long no other worker must have been up for that"},
     SVC_EVENT_OPTION_ROWS(struct orch_options, events, "30d", "90d"),
 };
 

@@ -35,6 +35,7 @@ struct sweeper {
     // the queue thread's own
     int64_t steady_since_us; // the database has answered since then; 0: it does not
     int64_t next_old_us;
+    struct local_worker *local;
     // the chore thread's own
     int64_t next_poll_us;
 };
@@ -94,9 +95,16 @@ static void take_back(struct sweeper *w)
 {
     char worker[CHAN_NODE_ID_SIZE];
     struct err err = ERR_INIT;
-    while (pop_shut_out(w, worker))
-        if (queue_take_back(w->o->db, worker, &err) != STATUS_OK)
+    while (pop_shut_out(w, worker)) {
+        enum status s = queue_take_back(w->o->db, worker, &err);
+        if (s == STATUS_OK)
+            s = db_query(w->o->db,
+                         "UPDATE orchestrator.worker SET last_seen = least(last_seen,"
+                         "  now() - interval '1 hour') WHERE id = $1::text",
+                         DB_PARAMS(DB_TEXT(worker)), NULL, &err);
+        if (s != STATUS_OK)
             failed(w->o, "tasks of a worker that is shut out", &err);
+    }
 }
 
 void sweeper_shut_out(struct sweeper *w, const char *worker)
@@ -136,6 +144,7 @@ static void queue_round(struct sweeper *w)
     __atomic_store_n(&o->db_answers, true, __ATOMIC_RELAXED);
     if (!w->steady_since_us)
         w->steady_since_us = now_us;
+    local_worker_round(w->local);
     end_wishes(o);
     if (now_us < w->next_old_us)
         return;
@@ -384,6 +393,11 @@ struct sweeper *sweeper_new(struct orch *o)
     if (!w)
         return NULL;
     w->o = o;
+    w->local = local_worker_new(o);
+    if (!w->local) {
+        mem_free(w);
+        return NULL;
+    }
     pthread_mutex_init(&w->lock, NULL);
     pthread_condattr_t a;
     pthread_condattr_init(&a);
@@ -403,6 +417,7 @@ no_chores:
     pthread_mutex_unlock(&w->lock);
     pthread_join(w->queue_thread, NULL);
 no_queue:
+    local_worker_free(w->local);
     pthread_cond_destroy(&w->wake);
     pthread_mutex_destroy(&w->lock);
     mem_free(w);
@@ -419,6 +434,7 @@ void sweeper_free(struct sweeper *w)
     pthread_mutex_unlock(&w->lock);
     pthread_join(w->queue_thread, NULL);
     pthread_join(w->chore_thread, NULL);
+    local_worker_free(w->local);
     pthread_cond_destroy(&w->wake);
     pthread_mutex_destroy(&w->lock);
     mem_free(w);

@@ -169,5 +169,33 @@ class Workers(PlatformTest):
         self.fail(f"{left} of {N_KILLS} workers could not be killed at work")
 
 
+class LastResort(PlatformTest):
+    env = {"CAUCE_LOCAL_WORKER": "on", "CAUCE_ORCHESTRATOR_LOCAL_WORKER_AFTER": "20s"}
+
+    @classmethod
+    def tearDownClass(cls):
+        for name in cls.env:
+            del os.environ[name]
+
+    def local_worker(self):
+        return children(self.plat.table.pid("orchestrator-1"))
+
+    def test_host_works_itself_while_no_worker_is_up(self):
+        self.register("seller")
+        self.login_admin()
+        self.assertEqual(self.local_worker(), [])
+        self.plat.table.stop(["worker-1", "worker-2"], 15)
+        item = self.upload("seller", make_film(self.path("alone.mp4"), seconds=2), "--title", "Alone", "--wait")["item_id"]
+        self.assertEqual({o["worker"] for o in self.ctl("seller", "job", "show", item)["outputs"]}, {"transcode-local"})
+        self.assertEqual(len(self.local_worker()), 1)
+        self.plat.start_node("worker-1")
+        deadline = time.monotonic() + 60
+        while self.local_worker() and time.monotonic() < deadline:
+            pass
+        self.assertEqual(self.local_worker(), [])
+        item = self.upload("seller", make_film(self.path("back.mp4"), seconds=3), "--title", "Back", "--wait")["item_id"]
+        self.assertEqual({o["worker"] for o in self.ctl("seller", "job", "show", item)["outputs"]}, {"worker-1"})
+
+
 if __name__ == "__main__":
     main()
