@@ -1,0 +1,147 @@
+"""What players are given: the decision, playlists, manifests, and one file to keep."""
+
+import json
+import os
+import re
+import subprocess
+import urllib.parse
+
+from platform_fixture import PlatformTest, ffprobe, main
+
+FPS, SECONDS = 25, 9
+
+
+def make_film(path):
+    """B-frames, two languages, a beep and a flash at second 3 that tell how picture and sound meet."""
+    flash = f"color=black:size=320x180:rate={FPS}:duration={SECONDS},drawbox=c=white:t=fill:enable='between(t,3,3.4)'"
+    beep = f"aevalsrc='if(between(t,3,3.4),0.8*sin(2*PI*880*t),0)':s=48000:d={SECONDS}"
+    subprocess.run(["ffmpeg", "-y", "-v", "error", "-f", "lavfi", "-i", flash, "-f", "lavfi", "-i", beep,
+                    "-f", "lavfi", "-i", f"sine=frequency=330:sample_rate=48000:duration={SECONDS}",
+                    "-map", "0", "-map", "1", "-map", "2", "-c:v", "libx264", "-preset", "veryfast", "-bf", "3",
+                    "-g", "50", "-pix_fmt", "yuv420p", "-c:a", "aac", "-metadata:s:a:0", "language=eng",
+                    "-metadata:s:a:1", "language=deu", path], check=True)
+    return path
+
+
+def first_pts(url, stream):
+    frames = ffprobe(url, "-select_streams", stream, "-read_intervals", "%+1", "-show_entries", "frame=pts_time")["frames"]
+    return float(frames[0]["pts_time"])
+
+
+def flash_and_beep(url):
+    """When the picture turns white and when the sound begins, in seconds, as FFmpeg decodes them."""
+    def times(words):
+        p = subprocess.run(["ffmpeg", "-v", "info", "-nostats", "-copyts", "-i", url, *words, "-f", "null", "-"],
+                           check=True, capture_output=True, text=True)
+        return p.stderr
+    black = re.findall(r"black_end:([0-9.]+)", times(["-map", "0:v:0", "-vf", "blackdetect=d=0.5:pix_th=0.2", "-an"]))
+    silence = re.findall(r"silence_end: ([0-9.]+)", times(["-map", "0:a:0", "-af", "silencedetect=n=-30dB:d=0.5", "-vn"]))
+    return float(black[0]), float(silence[0])
+
+
+class Packages(PlatformTest):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.register("seller")
+        cls.film = make_film(cls.path("film.mp4"))
+        cls.item = cls.upload("seller", cls.film, "--title", "Flash and beep", "--public", "--wait")["item_id"]
+        cls.token = cls.access_token("seller")
+
+    def play(self, **body):
+        return self.request(f"/api/v1/items/{self.item}/play", self.token, body).json()
+
+    def url(self, path):
+        return urllib.parse.urljoin(self.http, path)
+
+    def variant(self, play, **match):
+        master = self.request(play["masterUrl"]).body.decode()
+        lines = re.findall(r"^[^#\n].*$", master, re.M)
+        return self.url(urllib.parse.urljoin(play["masterUrl"], lines[0]))
+
+    def languages(self, play):
+        """Those that the plan has sound in: the second track's is there when the codec makes it."""
+        return ["eng"] + ["deu"] * any(r["id"] == "a128-2" for r in play["renditions"])
+
+    # ---- the decision
+
+    def test_decision_is_explained(self):
+        d = self.ctl("seller", "play", "explain", self.item, "--profile", "mpv")
+        self.assertEqual(d["decision"]["method"], "METHOD_DIRECT")
+        d = self.ctl("seller", "play", "explain", self.item, "--profile", "mpv", "--max-height", "100")
+        self.assertEqual(d["decision"]["method"], "METHOD_TRANSCODE")
+        self.assertEqual([r["reason"] for r in d["decision"]["reasons"]], ["REASON_LIMIT_HEIGHT"])
+        text = self.ctl_raw("seller", "play", "explain", self.item, "--profile", "chrome", "--never-direct").stdout
+        self.assertIn("asked renditions", text)
+        self.assertRegex(text, r"(?m)^0 +video +h264 ")
+        self.assertRegex(text, r"(?m)^a128 .*<-")
+
+    def test_custom_profile_is_checked_with_a_path(self):
+        path = self.path("player.json")
+        with open(path, "w") as f:
+            json.dump({"containers": [{"containers": ["mp4"], "video": ["h264"], "audio": ["aac"]}],
+                       "video": [{"codecs": ["h264"], "maxHeight": 100}], "audio": [{"codecs": ["aac"]}]}, f)
+        d = self.ctl("seller", "play", "explain", self.item, "--profile", path)
+        self.assertIn("REASON_VIDEO_SIZE", [r["reason"] for r in d["decision"]["reasons"]])
+        with open(path, "w") as f:
+            json.dump({"video": [{"codecs": ["h264"], "maxHight": 100}]}, f)
+        p = self.ctl_raw("seller", "play", "explain", self.item, "--profile", path)
+        self.assertEqual(p.returncode, 1)
+        self.assertIn("video[0].maxHight", p.stderr)
+        p = self.ctl_raw("seller", "play", "explain", self.item, "--profile", "netscape")
+        self.assertEqual(p.returncode, 3)
+        self.assertIn("chrome", p.stderr)
+
+    def test_address_carries_the_decision(self):
+        wishes = {"audioLanguage": "deu", "noDirect": True, "noCopies": True}
+        play = self.play(player="roku", wishes=wishes, limits={"maxHeight": 240})
+        self.assertEqual(play["decision"]["method"], "METHOD_TRANSCODE")
+        german = self.languages(play) == ["eng", "deu"]
+        self.assertTrue(play["masterUrl"].endswith("/master-p240-t3.m3u8" if german else "/master-p240.m3u8"))
+        master = self.request(play["masterUrl"]).body.decode()
+        self.assertIn('NAME="eng",DEFAULT=' + ("NO" if german else "YES"), master)
+        bad = urllib.parse.urljoin(play["masterUrl"], "master-everything.m3u8")
+        self.assertEqual(self.request(bad).status, 404)
+
+    # ---- what players made of FFmpeg see
+
+    def check_player(self, url):
+        self.assertAlmostEqual(first_pts(url, "v:0"), 0, delta=0.001)
+        flash, beep = flash_and_beep(url)
+        self.assertAlmostEqual(flash, 3, delta=0.001)
+        self.assertAlmostEqual(beep, 3, delta=0.02)
+
+    def test_hls_begins_at_zero_with_sound_and_picture_together(self):
+        play = self.play(profile={"neverDirect": True})
+        self.check_player(self.url(play["masterUrl"]))
+        frames = ffprobe(self.variant(play), "-select_streams", "v", "-count_frames", "-show_streams")["streams"][0]
+        self.assertEqual(int(frames["nb_read_frames"]), FPS * SECONDS)
+
+    def test_dash_begins_at_zero_with_sound_and_picture_together(self):
+        self.check_player(self.url(self.play(profile={"neverDirect": True})["dashUrl"]))
+
+    def test_playlists_tell_languages_and_measured_rates(self):
+        play = self.play(profile={"neverDirect": True})
+        master = self.request(play["masterUrl"]).body.decode()
+        self.assertEqual(re.findall(r'LANGUAGE="(\w+)"', master), self.languages(play))
+        # black pictures take far less than what the encoder was allowed
+        peak = int(re.search(r"STREAM-INF:BANDWIDTH=(\d+)", master)[1])
+        self.assertLess(peak, 400000)
+        manifest = self.request(play["dashUrl"]).body.decode()
+        self.assertEqual(sorted(set(re.findall(r'lang="(\w+)"', manifest))), sorted(self.languages(play)))
+
+    def test_first_pictures_are_listed_and_served(self):
+        play = self.play(profile={"neverDirect": True})
+        master = self.request(play["masterUrl"]).body.decode()
+        uri = re.search(r'I-FRAME-STREAM-INF:.*URI="([^"]+)"', master)[1]
+        url = self.url(urllib.parse.urljoin(play["masterUrl"], uri))
+        playlist = self.request(url).body.decode()
+        self.assertIn("#EXT-X-I-FRAMES-ONLY", playlist)
+        parts = re.findall(r"^[^#\n].*$", playlist, re.M)
+        frames = ffprobe(url, "-select_streams", "v", "-show_entries", "frame=pict_type,pts_time")["frames"]
+        self.assertEqual([f["pict_type"] for f in frames], ["I"] * len(parts))
+        self.assertAlmostEqual(float(frames[1]["pts_time"]), 2, delta=0.001)
+
+
+if __name__ == "__main__":
+    main()
