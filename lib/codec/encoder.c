@@ -220,6 +220,7 @@ static void write_recipe(struct media_rendition *r)
                  "%s bitrate=%u rate=%d stereo frame=%u priming=%u warmup=4 tail=2; %s",
                  encoder_name(r->codec), r->bitrate_bps, MEDIA_AUDIO_RATE, r->frame_samples,
                  r->priming, codec_build());
+    codec_burn_recipe(r);
 }
 
 static enum status digest_recipe(struct media_rendition *r, struct err *err)
@@ -315,6 +316,7 @@ enum status codec_preload(struct err *err)
 {
     static const enum media_codec all[] = {MEDIA_CODEC_H264, MEDIA_CODEC_AAC, MEDIA_CODEC_OPUS};
     av_log_set_level(AV_LOG_QUIET);
+    codec_burn_preload();
     // New memory is filled with zeros. x264 reads some that it never wrote (seen with widths that
     // are no multiple of 16: other bytes after other allocations), and a segment has one content
     // only.

@@ -137,6 +137,23 @@ void codec_tonemap_free(struct codec_tonemap *t);
 // From yuv420p10, limited range, to BT.709 yuv420p of the same even size.
 void codec_tonemap_run(const struct codec_tonemap *t, const AVFrame *in, AVFrame *out);
 
+// ---- burn.c: subtitles that become part of the picture ----
+// Reads the fonts that are always at hand. Without them only what brings its own can be burnt in.
+void codec_burn_preload(void);
+// Lazy renditions with subtitles burnt in, for each track that can be, from the ladder's.
+enum status codec_burn_add(struct media_plan *p, struct err *err) MUST_CHECK;
+void codec_burn_recipe(struct media_rendition *r); // adds to r->recipe what burning in says
+struct codec_burner;
+// Reads the track of that rendition as far as those segments show it. The plan is borrowed.
+enum status codec_burner_new(const struct codec_source *src, const struct media_plan *plan,
+                             size_t rendition, uint32_t first_segment, uint32_t n_segments,
+                             struct codec_burner **ret, struct err *err) MUST_CHECK;
+void codec_burner_free(struct codec_burner *b);
+// Grid frame `frame` of that segment, in the rendition's size: what shows is laid over it. Frames
+// of a segment come one after the other. f's data is replaced when it is shared.
+enum status codec_burner_run(struct codec_burner *b, AVFrame *f, size_t segment, uint32_t frame,
+                             struct err *err) MUST_CHECK;
+
 // ---- facts.c ----
 int codec_rotation(const AVStream *st); // degrees clockwise: 0, 90, 180, 270
 // Size as shown: upright, square pixels.

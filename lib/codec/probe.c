@@ -567,7 +567,7 @@ static enum status plan_video(struct probe *p, int64_t zero, struct err *err)
         s = add_ladder(p, err);
     if (s == STATUS_OK && copied)
         s = codec_copy_add(p->in, p->video, p->plan, p->pictures, p->frames.n, err);
-    return s;
+    return s == STATUS_OK ? codec_burn_add(p->plan, err) : s;
 }
 
 // ---- the audio grid ----

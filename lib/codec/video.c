@@ -59,6 +59,7 @@ struct video_job {
     uint32_t first_frame, end_frame, next_frame;
     struct codec_scaler *scalers[MEDIA_MAX_RENDITIONS]; // NULL: not needed
     AVFrame *pictures[MEDIA_MAX_RENDITIONS];            // of the current decoded frame
+    struct codec_burner *burners[MEDIA_MAX_RENDITIONS]; // NULL: nothing to burn in
     AVFrame *current;
     bool current_shown, pictures_valid;
     uint32_t segment, repeated, dropped;
@@ -312,9 +313,16 @@ static enum status show(struct video_job *j, struct err *err)
     j->current_shown = true;
     uint32_t index = j->next_frame - seg->first_frame;
     for (size_t i = 0; i < j->n_lanes; i++) {
-        AVFrame *f = av_frame_clone(j->pictures[j->lanes[i].rendition]);
+        size_t which = j->lanes[i].rendition;
+        AVFrame *f = av_frame_clone(j->pictures[which]);
         if (!f)
             return err_set(err, STATUS_RESOURCE_EXHAUSTED, "encode: out of memory");
+        if (j->burners[which])
+            s = codec_burner_run(j->burners[which], f, j->segment, j->next_frame, err);
+        if (s != STATUS_OK) {
+            av_frame_free(&f);
+            return s;
+        }
         lane_push(&j->lanes[i], (struct feed){f, j->segment, index, j->repeated, j->dropped});
     }
     if (++j->next_frame == seg->first_frame + seg->n_frames) {
@@ -509,6 +517,14 @@ static enum status set_up(struct video_job *j, struct err *err)
     enum status s = codec_decoder_open(j->in, j->stream, j->task->threads, &j->dec, err);
     if (s != STATUS_OK)
         return s;
+    for (uint32_t i = 0; s == STATUS_OK && i < j->task->n_renditions; i++) {
+        uint8_t r = j->task->renditions[i];
+        if (p->renditions[r].burn)
+            s = codec_burner_new(j->in->src, p, r, j->task->first_segment, j->task->n_segments,
+                                 &j->burners[r], err);
+    }
+    if (s != STATUS_OK)
+        return s;
     for (uint32_t i = 0; i < j->task->n_renditions; i++)
         lane_init(&j->lanes[j->n_lanes++], j, j->task->renditions[i]);
     return STATUS_OK;
@@ -543,6 +559,8 @@ enum status codec_encode_video(struct codec_input *in, const struct media_plan *
     avcodec_free_context(&j->dec);
     for (size_t i = 0; i < MEDIA_MAX_RENDITIONS; i++)
         codec_scaler_free(j->scalers[i]);
+    for (size_t i = 0; i < MEDIA_MAX_RENDITIONS; i++)
+        codec_burner_free(j->burners[i]);
     pthread_mutex_destroy(&j->out_lock);
     mem_free(j);
     return s;
