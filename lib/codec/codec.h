@@ -11,7 +11,8 @@
 struct codec_source {
     int fd; // read with pread()
     int64_t size;
-    // Make [offset, offset + len), of one block, readable on fd; bytes of earlier calls may go.
+    int64_t base; // where its first byte lies in fd; offsets of `need` are fd's
+    // Make [offset, offset + len) of fd, of one block, readable; bytes of earlier calls may go.
     // False: cannot be had. NULL: everything is there.
     bool (*need)(void *ud, int64_t offset, int64_t len);
     void *ud;
@@ -47,6 +48,13 @@ enum status codec_encode(const struct codec_source *src, const struct media_plan
 // Make the pictures of an images task (media/image.h), each handed to sink->segment as segment 0 of
 // "rendition" enum media_image. One that the source has no picture for is left out.
 enum status codec_images(const struct codec_source *src, const struct media_plan *plan,
+                         const struct media_task *task, const struct codec_sink *sink,
+                         struct err *err) MUST_CHECK;
+// Look at the segments that come with the source of a verify task (media/checks.h): STATUS_OK when
+// they decode to what the plan says and show what the source shows.
+// errors  INVALID_ARGUMENT: one is wrong, with a sentence that names it; FAILED_PRECONDITION: the
+//         source itself cannot be read; UNAVAILABLE
+enum status codec_verify(const struct codec_source *src, const struct media_plan *plan,
                          const struct media_task *task, const struct codec_sink *sink,
                          struct err *err) MUST_CHECK;
 // Make the WebVTT (media/webvtt.h) of a texts task, each track handed to sink->segment as segment 0

@@ -35,15 +35,15 @@ static int read_bytes(void *opaque, uint8_t *dst, int want)
     if (want > left)
         want = (int)left;
     // One block at most, so that getting one never costs another that the same read needs.
-    int64_t block_left = MEDIA_READ_BLOCK - in->pos % MEDIA_READ_BLOCK;
+    int64_t block_left = MEDIA_READ_BLOCK - (s->base + in->pos) % MEDIA_READ_BLOCK;
     if (want > block_left)
         want = (int)block_left;
-    if (s->need && !in->sparse && !s->need(s->ud, in->pos, want)) {
+    if (s->need && !in->sparse && !s->need(s->ud, s->base + in->pos, want)) {
         in->failed = true;
         in->missing = in->pos;
         return AVERROR(EIO);
     }
-    ssize_t n = pread(s->fd, dst, (size_t)want, in->pos);
+    ssize_t n = pread(s->fd, dst, (size_t)want, s->base + in->pos);
     if (n <= 0) {
         in->failed |= n < 0;
         return n < 0 ? AVERROR(errno) : AVERROR_EOF;

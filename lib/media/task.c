@@ -62,6 +62,7 @@ static bool task_is_sound(const struct media_task *t)
     case MEDIA_TASK_PROBE:
         return t->n_renditions == 0 && t->n_segments == 0 && t->plan_len == 0;
     case MEDIA_TASK_CHUNK:
+    case MEDIA_TASK_VERIFY:
         return t->n_renditions >= 1 && t->n_segments >= 1 && t->n_segments <= MEDIA_MAX_SEGMENTS &&
                t->first_segment <= MEDIA_MAX_SEGMENTS && t->plan_len > 0;
     case MEDIA_TASK_IMAGES:

@@ -219,8 +219,8 @@ static void on_read(struct child *c, int64_t offset, int64_t len)
 static uint8_t *seen_mark(struct child *c, const struct media_segment_out *o)
 {
     const struct media_task *t = c->job->task;
-    if (t->kind == MEDIA_TASK_PROBE || o->segment < t->first_segment ||
-        o->segment - t->first_segment >= t->n_segments)
+    if (t->kind == MEDIA_TASK_PROBE || t->kind == MEDIA_TASK_VERIFY ||
+        o->segment < t->first_segment || o->segment - t->first_segment >= t->n_segments)
         return NULL;
     for (uint32_t i = 0; i < t->n_renditions; i++)
         if (t->renditions[i] == o->rendition)
@@ -266,6 +266,7 @@ static bool check_output(struct child *c)
         return check_other(c, media_webvtt_is_sane(b->data, b->len),
                            "text that is no WebVTT in the plain form");
     case MEDIA_TASK_PROBE:
+    case MEDIA_TASK_VERIFY:
     case MEDIA_TASK_CHUNK:
         return check_segment(c);
     }
@@ -477,6 +478,7 @@ static bool is_complete(const struct child *c)
         return c->n_seen == t->n_renditions * t->n_segments;
     case MEDIA_TASK_IMAGES:
     case MEDIA_TASK_TEXTS:
+    case MEDIA_TASK_VERIFY:
         return true; // what the source has no picture for is left out
     }
     return false;

@@ -61,6 +61,8 @@ static enum status make(const struct codec_source *src, const struct media_task 
         return codec_images(src, plan, t, sink, err);
     case MEDIA_TASK_TEXTS:
         return codec_texts(src, plan, t, sink, err);
+    case MEDIA_TASK_VERIFY:
+        return codec_verify(src, plan, t, sink, err);
     case MEDIA_TASK_PROBE:
     case MEDIA_TASK_CHUNK:
         break;
