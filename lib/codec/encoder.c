@@ -316,6 +316,7 @@ enum status codec_preload(struct err *err)
 {
     static const enum media_codec all[] = {MEDIA_CODEC_H264, MEDIA_CODEC_AAC, MEDIA_CODEC_OPUS};
     av_log_set_level(AV_LOG_QUIET);
+    codec_charsets_load();
     codec_burn_preload();
     // New memory is filled with zeros. x264 reads some that it never wrote (seen with widths that
     // are no multiple of 16: other bytes after other allocations), and a segment has one content

@@ -139,8 +139,11 @@ static enum status open_format(struct codec_input *in, bool raw_times, struct er
     // A failed open frees the format context but not our I/O.
     av_freep(&io->buffer);
     avio_context_free(&io);
-    if (in->failed || n == AVERROR(ENOMEM))
+    if (in->failed)
         return codec_error(in, n, "source", err);
+    if (n == AVERROR(ENOMEM)) // also the answer to too many streams
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED,
+                       "the file holds more streams or larger tables than a film has");
     return err_set(err, STATUS_INVALID_ARGUMENT,
                    n == AVERROR(EINVAL) || n == AVERROR_INVALIDDATA || n == AVERROR_EOF
                        ? "this is not a film or sound file that can be read here, or it is cut off"

@@ -154,6 +154,9 @@ void codec_burner_free(struct codec_burner *b);
 enum status codec_burner_run(struct codec_burner *b, AVFrame *f, size_t segment, uint32_t frame,
                              struct err *err) MUST_CHECK;
 
+// ---- charsets.c ----
+void codec_charsets_load(void); // before confinement; idempotent
+
 // ---- facts.c ----
 int codec_rotation(const AVStream *st); // degrees clockwise: 0, 90, 180, 270
 // Size as shown: upright, square pixels.

@@ -13,6 +13,7 @@
 
 #define MAX_FPS 60
 #define FILL_MS 1000 // a picture shown longer is repeated, so that segments can be cut in it
+#define MAX_GAP_S INT64_C(3600)
 #define VFR_TIMESCALE 90000
 #define MAX_TRY_PACKETS 600
 #define SMALL_LEAD_US 100000
@@ -421,6 +422,11 @@ static enum status variable_grid(struct probe *p, int64_t zero, struct err *err)
             return too_long(err);
         }
         int64_t before = t.p[t.n - 1];
+        if (at - before > MAX_GAP_S * VFR_TIMESCALE) {
+            mem_free(t.p);
+            return err_set(err, STATUS_INVALID_ARGUMENT,
+                           "a picture of the film stands still for more than an hour");
+        }
         if (at < before + least)
             continue;
         last_len = at - before;
@@ -601,6 +607,11 @@ static void set_comb(struct probe *p, int frame_samples, int64_t zero)
     t->origin = av_rescale_q(p->audio_first - zero, st->time_base, (AVRational){1, rate});
 }
 
+static enum status no_sound(struct err *err)
+{
+    return err_set(err, STATUS_INVALID_ARGUMENT, "the file holds no sound: damaged or cut off");
+}
+
 static enum status plan_audio(struct probe *p, int64_t zero, int frame_samples, struct err *err)
 {
     const AVStream *st = p->in->fmt->streams[p->audio];
@@ -609,6 +620,12 @@ static enum status plan_audio(struct probe *p, int64_t zero, int frame_samples, 
                 av_rescale(p->audio_trim, MEDIA_AUDIO_RATE, st->codecpar->sample_rate);
     if (n / MEDIA_AUDIO_RATE > MEDIA_MAX_DURATION_US / 1000000)
         return too_long(err);
+    if (n <= 0) {
+        if (p->video < 0)
+            return no_sound(err);
+        p->plan->source.tracks[p->audio].chosen = false;
+        return STATUS_OK;
+    }
     set_comb(p, frame_samples, zero);
     size_t first = p->plan->n_renditions;
     enum status s = add_audio_rendition(p, "a128", MEDIA_CODEC_AAC, err);
@@ -801,8 +818,7 @@ static enum status run(struct probe *p, struct err *err)
                        "the film has no pictures: damaged or cut off");
     if (p->audio >= 0 && (p->n_audio == 0 || p->audio_end <= p->audio_first)) {
         if (p->video < 0)
-            return err_set(err, STATUS_INVALID_ARGUMENT,
-                           "the file holds no sound: damaged or cut off");
+            return no_sound(err);
         p->audio = -1;
     }
     return make_plan(p, audio_frame, err);

@@ -24,6 +24,8 @@
 
 #define DEFAULT_STALL_MS 10000
 #define SEND_TIMEOUT_S 10
+#define PROBE_CPU_S 8
+#define PROBE_BYTES_PER_S (16 << 20)
 
 const char *child_outcome_name(enum child_outcome o)
 {
@@ -86,9 +88,13 @@ static void settle(struct child *c, enum child_outcome o, enum status s, const c
 
 // ---- starting ----
 
-// Enough for the deadline on every thread, so that a child which lost its parent ends too.
+// Enough for the deadline on every thread, so that a child which lost its parent ends too. A probe
+// gets what a true film of that size needs many times over (3 hours: 0.8 s), since a small file can
+// be made to keep a demuxer busy for hours.
 static unsigned cpu_seconds(const struct child_job *job)
 {
+    if (job->task->kind == MEDIA_TASK_PROBE)
+        return (unsigned)(PROBE_CPU_S + job->task->source_size / PROBE_BYTES_PER_S);
     int64_t left_ms = time_left_ms(job->deadline_us);
     if (left_ms > INT64_C(24) * 3600 * 1000)
         left_ms = INT64_C(24) * 3600 * 1000;
@@ -457,9 +463,12 @@ static void judge_signal(struct child *c, int sig)
 {
     char text[160];
     if (sig == SIGXCPU || sig == SIGXFSZ) {
-        settle(c, CHILD_LIMIT, STATUS_RESOURCE_EXHAUSTED, "the codec process ran into its limits");
-    } else if (sig == SIGKILL) { // not by us: that is settled before; the kernel, out of memory
         settle(c, CHILD_LIMIT, STATUS_RESOURCE_EXHAUSTED,
+               c->job->task->kind == MEDIA_TASK_PROBE
+                   ? "the file takes more time to read than any film of its size"
+                   : "the codec process ran into its limits");
+    } else if (sig == SIGKILL) { // not by us: that is settled before; the kernel, out of memory
+        settle(c, CHILD_CRASH, STATUS_RESOURCE_EXHAUSTED,
                "the codec process was killed: out of memory?");
     } else {
         snprintf(text, sizeof(text), "the codec process was ended by signal %d (%s)", sig,

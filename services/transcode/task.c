@@ -132,8 +132,8 @@ static uint32_t window_blocks(const struct run *r)
     return (uint32_t)(r->env->window_bytes / MEDIA_READ_BLOCK);
 }
 
-// What the codec process ended with. A probe that hangs or hits a limit is the file's doing as much
-// as a crash is: twice, and the file is refused.
+// What the codec process ended with. A probe that hangs is the file's doing as much as a crash is:
+// twice, and the file is refused. One that hits its limits would do so again: refused at once.
 static void judge(const struct work *w, const struct child_result *c, struct run_verdict *v)
 {
     bool probe = w->run->task->kind == TRANSCODE__TASK_KIND__PROBE;
@@ -143,8 +143,10 @@ static void judge(const struct work *w, const struct child_result *c, struct run
     case CHILD_REJECTED:
         fail(v, TRANSCODE__FAIL_CLASS__REJECTED, c->text);
         return;
-    case CHILD_CRASH:
     case CHILD_LIMIT:
+        fail(v, probe ? TRANSCODE__FAIL_CLASS__REJECTED : TRANSCODE__FAIL_CLASS__CRASH, c->text);
+        return;
+    case CHILD_CRASH:
         fail(v, TRANSCODE__FAIL_CLASS__CRASH, c->text);
         return;
     case CHILD_TIMEOUT:

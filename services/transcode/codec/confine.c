@@ -68,6 +68,11 @@ static enum status set_limits(unsigned cpu_s, struct err *err)
     return s;
 }
 
+enum status confine_memory(uint64_t bytes, struct err *err)
+{
+    return SANITIZED ? STATUS_OK : set_limit(RLIMIT_DATA, bytes, bytes, "memory", err);
+}
+
 // Every file system right of the ABI, none granted.
 static uint64_t fs_rights(long abi)
 {

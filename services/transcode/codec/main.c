@@ -13,6 +13,9 @@
 #include "escape.h"
 #include "serve.h"
 
+// Of a probe: nobody has looked at the file before it.
+#define PROBE_MEMORY (UINT64_C(480) << 20)
+
 // ---- results, towards the parent ----
 
 static enum status send_segment(void *ud, const struct media_segment_out *out, const void *bytes,
@@ -75,6 +78,8 @@ static enum status run(struct control *c, struct err *err)
     struct media_task task;
     AUTO(mem_free_p) uint8_t *bytes = NULL;
     enum status s = control_receive_task(c, &task, &bytes, err);
+    if (s == STATUS_OK && task.kind == MEDIA_TASK_PROBE)
+        s = confine_memory(PROBE_MEMORY, err);
     if (s != STATUS_OK)
         return err_wrap(err, STATUS_INTERNAL, "task");
     const struct codec_source src = {
