@@ -5,11 +5,12 @@ A picture is eight columns wide: the first quarter of its height shows the bits 
 quarter their opposites, the lower half flashes white on every PULSE-th picture. The beep begins where the flash does.
 """
 import array
+import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
-import sys
 
 RATE = 25
 PULSE = 10  # pictures between flashes; PULSE_AT: the first one
@@ -19,9 +20,26 @@ BIN = os.environ.get("CAUCE_BIN_DIR", "build/dev/bin")
 SANITIZED = bool(os.environ.get("CAUCE_TEST_SANITIZED"))
 
 
+def cache():
+    """A folder for what these very scripts make with this very ffmpeg; those of earlier ones are removed."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    h = hashlib.sha256(run("ffmpeg", "-version"))
+    for name in sorted(os.listdir(here)):
+        if name.endswith(".py"):
+            with open(os.path.join(here, name), "rb") as f:
+                h.update(f.read())
+    root = os.environ.get("CAUCE_MEDIA_CACHE", "build/media-cache")
+    folder = os.path.join(root, h.hexdigest()[:12])
+    os.makedirs(folder, exist_ok=True)
+    for name in os.listdir(root):
+        if name != os.path.basename(folder):
+            shutil.rmtree(os.path.join(root, name), ignore_errors=True)
+    return folder
+
+
 def run(*args, **kw):
     """Its output; its errors are told when it fails."""
-    r = subprocess.run([str(a) for a in args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120, **kw)
+    r = subprocess.run([str(a) for a in args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300, **kw)
     if r.returncode:
         raise AssertionError("%s\nended with %d: %s" % (" ".join(map(str, args)), r.returncode, r.stderr.decode(errors="replace")[-2000:]))
     return r.stdout
@@ -164,7 +182,3 @@ class Sound:
 
 def note(text):
     print(text, flush=True)
-
-
-def fail_note(text):
-    print(text, file=sys.stderr, flush=True)

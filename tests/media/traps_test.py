@@ -23,7 +23,7 @@ from material import PULSE, PULSE_AT, RATE, ffmpeg
 SECONDS = 6
 N = SECONDS * RATE
 W, H = 128, 72
-CACHE = os.environ.get("CAUCE_MEDIA_CACHE", "build/media-cache")
+CACHE = m.cache()
 X264 = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-pix_fmt", "yuv420p"]
 AAC = ["-c:a", "aac", "-b:a", "96k"]
 FLAC = ["-c:a", "flac", "-strict", "-2"]  # where a file cannot say how much of the first packet is to be thrown away
@@ -570,7 +570,6 @@ def main():
     if "--list" in sys.argv:
         print("\n".join(names))
         return 0
-    os.makedirs(CACHE, exist_ok=True)
     bad = 0
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         for name, why, took in pool.map(run_case, names):
