@@ -63,7 +63,7 @@ static void done(void *ud)
 }
 
 // A file name of the title: nothing that a header or a file system takes for more than a letter.
-static void disposition(char *dst, size_t size, const struct edge_plan *p)
+void gateway_saved_as(char *dst, size_t size, const struct edge_plan *p, const char *suffix)
 {
     char name[80];
     size_t n = 0;
@@ -73,7 +73,7 @@ static void disposition(char *dst, size_t size, const struct edge_plan *p)
         name[n++] = plain ? *c : '_';
     }
     name[n] = '\0';
-    snprintf(dst, size, "attachment; filename=\"%s\"", n ? name : "download");
+    snprintf(dst, size, "attachment; filename=\"%s%s\"", n ? name : "download", suffix);
 }
 
 static void respond(struct http_request *r, struct gateway *g, struct edge_plan *p)
@@ -91,7 +91,7 @@ static void respond(struct http_request *r, struct gateway *g, struct edge_plan 
         return;
     }
     if (download)
-        disposition(saved_as, sizeof saved_as, p);
+        gateway_saved_as(saved_as, sizeof saved_as, p, "");
     *f = (struct file){.g = g, .plan = p, .trace = gateway_trace_of(r)};
     edge_object_ref(&p->base);
     gateway_op_begin(g);

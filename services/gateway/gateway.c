@@ -11,6 +11,7 @@
 #include "gateway/internal.h"
 
 #define PLAN_CACHE_BYTES (64U << 20)
+#define FILE_CACHE_BYTES (64U << 20) // indices of files to keep; of three hours: 10 MiB
 #define PLAN_REFRESH_MS 30000
 
 #define OPT(field) offsetof(struct gateway_options, field)
@@ -48,6 +49,7 @@ static void gateway_free(struct gateway *g)
     http_server_free(g->http);
     edge_cache_free(g->segments);
     edge_cache_free(g->plans);
+    edge_cache_free(g->files);
     cancel_unref(g->stopping);
     gateway_routes_free(g);
     pthread_cond_destroy(&g->idle);
@@ -68,6 +70,7 @@ static struct gateway *gateway_new(struct svc *svc, const struct gateway_options
     g->stopping = cancel_new(NULL);
     g->segments = edge_cache_new((size_t)o->cache_bytes, 0);
     g->plans = edge_cache_new(PLAN_CACHE_BYTES, PLAN_REFRESH_MS);
+    g->files = edge_cache_new(FILE_CACHE_BYTES, 0);
     gateway_pages_init(g);
     return g;
 }
@@ -134,7 +137,7 @@ static enum status start(struct svc *svc, const void *opts, void **ret_self, str
     if (s != STATUS_OK)
         return s;
     AUTO(gateway_free_p) struct gateway *g = gateway_new(svc, opts);
-    if (!g || !g->stopping || !g->segments || !g->plans)
+    if (!g || !g->stopping || !g->segments || !g->plans || !g->files)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "gateway: out of memory");
     s = gateway_routes_new(g, err);
     if (s == STATUS_OK)

@@ -27,7 +27,7 @@ struct gateway {
     struct http_route *routes;
     size_t n_routes;
     struct api_binding *bindings; // of the API routes
-    struct edge_cache *segments, *plans;
+    struct edge_cache *segments, *plans, *files;
     struct cancel *stopping;
     char asset_etags[8][33];
     pthread_mutex_t lock;
@@ -112,6 +112,9 @@ void gateway_hls_segment(struct http_request *r, void *gateway);
 void gateway_picture(struct http_request *r, void *gateway); // route's data: its name
 void gateway_tiles_index(struct http_request *r, void *gateway);
 void gateway_file(struct http_request *r, void *gateway);
+void gateway_mp4(struct http_request *r, void *gateway);
+// A Content-Disposition by the item's title.
+void gateway_saved_as(char *dst, size_t size, const struct edge_plan *p, const char *suffix);
 void gateway_page(struct http_request *r, void *gateway);
 void gateway_asset(struct http_request *r, void *gateway);
 void gateway_livez(struct http_request *r, void *gateway);

@@ -143,6 +143,7 @@ void gateway_metrics(struct http_request *r, void *gateway)
     http_metrics(&b, g);
     cache_metrics(&b, g->segments, "{of=\"segments\"}", true);
     cache_metrics(&b, g->plans, "{of=\"plans\"}", false);
+    cache_metrics(&b, g->files, "{of=\"files\"}", false);
     rpc_metrics(&b, g);
     svc_metrics_put(g->svc, &b);
     if (b.failed)

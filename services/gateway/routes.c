@@ -36,6 +36,7 @@ static const struct http_route fixed[] = {
      gateway_hls_init, NULL},
     {"GET", "/hls/{token}/{item}/{rendition}/{n}.m4s", HTTP_MEDIA_TOKEN, HTTP_CORS,
      gateway_hls_segment, NULL},
+    {"GET", "/hls/{token}/{item}/{renditions}.mp4", HTTP_MEDIA_TOKEN, HTTP_CORS, gateway_mp4, NULL},
     {"GET", "/file/{token}/{item}", HTTP_MEDIA_TOKEN, HTTP_CORS, gateway_file, NULL},
 };
 

@@ -184,6 +184,13 @@ static enum status open_(struct rpc_call *call, const Orchestrator__OpenRequest 
     ret->title = orch_str(a, right->item && *right->item->title ? right->item->title : it.title);
     ret->duration_us = it.duration_us;
     ret->complete = str_eq(it.state, "ready");
+    if (req->purpose == ORCHESTRATOR__PURPOSE__DOWNLOAD) {
+        const char *plus = *ret->video_rendition && *ret->audio_rendition ? "+" : "";
+        ret->file_url = arena_printf(a, "/hls/%s/%s/%s%s%s.mp4", ret->media_token, it.id,
+                                     ret->video_rendition, plus, ret->audio_rendition);
+        if (!ret->file_url)
+            return no_memory(err);
+    }
     return fill_addresses(a, &it, ret->media_token, d.offer, ret) && ret->plan.data ? STATUS_OK
                                                                            : no_memory(err);
 }

@@ -142,6 +142,59 @@ class Packages(PlatformTest):
         self.assertEqual([f["pict_type"] for f in frames], ["I"] * len(parts))
         self.assertAlmostEqual(float(frames[1]["pts_time"]), 2, delta=0.001)
 
+    # ---- one file
+
+    def download(self, **body):
+        return self.play(purpose="DOWNLOAD", profile={"neverDirect": True}, **body)
+
+    def test_one_file_is_whole_and_plays_while_it_comes(self):
+        play = self.download()
+        r = self.request(play["fileUrl"])
+        self.assertEqual((r.status, r.headers["Content-Type"]), (200, "video/mp4"))
+        self.assertEqual(int(r.headers["Content-Length"]), len(r.body))
+        self.assertIn('filename="Flash and beep.mp4"', r.headers["Content-Disposition"])
+        self.assertLess(r.body.find(b"moov"), r.body.find(b"mdat"))
+        path = self.path("whole.mp4")
+        with open(path, "wb") as f:
+            f.write(r.body)
+        self.check_player(path)
+        got = ffprobe(path, "-count_frames", "-show_streams", "-show_format")
+        video, audio = got["streams"]
+        self.assertEqual(int(video["nb_read_frames"]), FPS * SECONDS)
+        self.assertEqual((float(video["start_time"]), float(audio["start_time"])), (0, 0))
+        self.assertAlmostEqual(float(video["duration"]), SECONDS, delta=0.001)
+        self.assertAlmostEqual(float(audio["duration"]), SECONDS, delta=0.03)
+        packets = ffprobe(path, "-show_entries", "packet=flags", "-select_streams", "v")["packets"]
+        self.assertGreater(sum("K" in p["flags"] for p in packets), 1)
+
+    def test_one_file_comes_in_ranges(self):
+        url = self.download()["fileUrl"]
+        whole = self.request(url)
+        etag = whole.headers["ETag"]
+        n = len(whole.body)
+        for first, last in ((0, 0), (0, 99), (n // 3, n // 2), (n - 1, n - 1), (100, n - 1)):
+            r = self.request(url, headers={"Range": f"bytes={first}-{last}", "If-Range": etag})
+            self.assertEqual(r.status, 206)
+            self.assertEqual(r.headers["Content-Range"], f"bytes {first}-{last}/{n}")
+            self.assertTrue(r.body == whole.body[first:last + 1], f"bytes {first} to {last}")
+        self.assertEqual(self.request(url, headers={"If-None-Match": etag}).status, 304)
+        self.assertEqual(self.request(url, method="HEAD").headers["Content-Length"], str(n))
+
+    def test_one_file_of_other_renditions(self):
+        url = self.download()["fileUrl"]
+        lowest = [r["id"] for r in self.play()["renditions"] if re.fullmatch(r"v\d+", r["id"])][-1]
+        for names, kinds in ((lowest, ["video", "audio"]), ("a128", ["audio"]), (lowest + "+a128", ["video", "audio"])):
+            path = self.path("other.mp4")
+            r = self.request(urllib.parse.urljoin(url, names + ".mp4"))
+            self.assertEqual(r.status, 200, r.body[:300])
+            with open(path, "wb") as f:
+                f.write(r.body)
+            self.assertEqual([s["codec_type"] for s in ffprobe(path, "-show_streams")["streams"]], kinds, names)
+        for names in ("v9999", "a128+" + lowest, lowest + "+", "+a128", "a128+a128"):
+            self.assertEqual(self.request(urllib.parse.urljoin(url, names + ".mp4")).status, 404, names)
+        playing = self.play(profile={"neverDirect": True})["masterUrl"]
+        self.assertEqual(self.request(urllib.parse.urljoin(playing, "a128.mp4")).status, 403)
+
 
 if __name__ == "__main__":
     main()
