@@ -37,6 +37,10 @@ const char *codec_build(void);
 const char *codec_cpu_class(void);
 
 // What the source is and the plan for it. Reads an index where there is one, the whole otherwise.
+// options  NULL: the usual
+enum status codec_probe_as(const struct codec_source *src, const struct media_options *options,
+                           const struct codec_sink *progress, struct media_plan **ret,
+                           struct err *err) MUST_CHECK;
 enum status codec_probe(const struct codec_source *src, const struct codec_sink *progress,
                         struct media_plan **ret, struct err *err) MUST_CHECK;
 // Make the segments of a chunk task, in ascending order per rendition. One decode serves all

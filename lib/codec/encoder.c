@@ -2,6 +2,7 @@
 // recipe.
 #include <malloc.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <libavutil/channel_layout.h>
@@ -81,6 +82,10 @@ static void set_video(AVCodecContext *c, const struct media_rendition *r, AVDict
     c->color_trc = r->color[1];
     c->colorspace = r->color[2];
     c->thread_count = 1;
+    if (codec_is_other_video(r->codec)) {
+        codec_set_other_video(c, r, o);
+        return;
+    }
     av_dict_set(o, "preset", "veryfast", 0);
     av_dict_set(o, "profile", "high", 0);
     av_dict_set_int(o, "crf", r->crf, 0);
@@ -140,6 +145,10 @@ enum status codec_encoder_open(const struct media_rendition *r, AVCodecContext *
 bool codec_put_sample(struct buf *b, enum media_codec codec, const uint8_t *p, size_t n)
 {
     struct codec_nals w;
+    if (codec == MEDIA_CODEC_VP9)
+        return buf_append(b, p, n);
+    if (codec == MEDIA_CODEC_AV1)
+        return codec_put_obus(b, p, n);
     codec_nals_init(&w, codec, 0, p, n);
     return codec_put_nals(b, &w, false);
 }
@@ -171,6 +180,8 @@ enum status codec_encoder_config(const AVCodecContext *enc, enum media_codec cod
         s = codec_put_record(ret, codec, 8, p, n, NULL, err) == STATUS_OK
                 ? STATUS_OK
                 : err_set(err, STATUS_INTERNAL, "encoder gave no usable parameter sets");
+    else if (codec == MEDIA_CODEC_AV1 || codec == MEDIA_CODEC_VP9)
+        s = codec_other_config(enc, codec, ret, err);
     else if (codec == MEDIA_CODEC_OPUS)
         s = put_dops(ret, p, n, err);
     else if (n < 2)
@@ -206,6 +217,8 @@ static void write_recipe(struct media_rendition *r)
 {
     if (r->copy)
         snprintf(r->recipe, sizeof(r->recipe), "copy of track %u", (unsigned)r->track);
+    else if (codec_is_other_video(r->codec))
+        codec_other_recipe(r);
     else if (r->kind == MEDIA_VIDEO)
         snprintf(
             r->recipe, sizeof(r->recipe),
@@ -239,8 +252,12 @@ static enum status digest_recipe(struct media_rendition *r, struct err *err)
 static void name_codec(struct media_rendition *r, const struct buf *config)
 {
     switch (r->codec) {
-    case MEDIA_CODEC_H264:
     case MEDIA_CODEC_HEVC:
+    case MEDIA_CODEC_AV1:
+    case MEDIA_CODEC_VP9:
+        codec_name_other(r, config->data);
+        break;
+    case MEDIA_CODEC_H264:
         codec_name_record(r->codec, config->data, r->codecs, sizeof(r->codecs));
         break;
     case MEDIA_CODEC_AAC:
@@ -252,8 +269,6 @@ static void name_codec(struct media_rendition *r, const struct buf *config)
     case MEDIA_CODEC_FLAC:
         str_copy(r->codecs, sizeof(r->codecs), "fLaC");
         break;
-    case MEDIA_CODEC_AV1:
-    case MEDIA_CODEC_VP9:
     case MEDIA_CODEC_NONE:
     case MEDIA_N_CODECS:
         break;
@@ -301,6 +316,7 @@ enum status codec_rendition_finish(struct media_rendition *r, struct err *err)
         r->priming = (uint32_t)enc->initial_padding;
         if (enc->frame_size != (int)r->frame_samples)
             return err_set(err, STATUS_INTERNAL, "encoder %s has frames of %d samples",
+    codec_charsets_load();
                            enc->codec->name, enc->frame_size);
     }
     struct buf config;
@@ -316,7 +332,7 @@ enum status codec_preload(struct err *err)
 {
     static const enum media_codec all[] = {MEDIA_CODEC_H264, MEDIA_CODEC_AAC, MEDIA_CODEC_OPUS};
     av_log_set_level(AV_LOG_QUIET);
-    codec_charsets_load();
+    (void)setenv("SVT_LOG", "0", 1);
     codec_burn_preload();
     // New memory is filled with zeros. x264 reads some that it never wrote (seen with widths that
     // are no multiple of 16: other bytes after other allocations), and a segment has one content

@@ -56,11 +56,12 @@ static struct codec_source make_film(const char *args, const char *suffix)
     return (struct codec_source){.fd = fd, .size = st.st_size};
 }
 
-static struct media_plan *probe(const struct codec_source *s)
+static struct media_plan *probe_as(const struct codec_source *s, uint32_t video_codecs)
 {
     struct media_plan *p = NULL;
     struct err err = ERR_INIT;
-    if (codec_probe(s, NULL, &p, &err) != STATUS_OK)
+    struct media_options o = {.video_codecs = video_codecs};
+    if (codec_probe_as(s, &o, NULL, &p, &err) != STATUS_OK)
         fail_msg("%s", err.msg);
     // As it comes to whoever encodes.
     struct buf b;
@@ -72,6 +73,11 @@ static struct media_plan *probe(const struct codec_source *s)
     buf_done(&b);
     media_plan_free(p);
     return again;
+}
+
+static struct media_plan *probe(const struct codec_source *s)
+{
+    return probe_as(s, 0);
 }
 
 // ---- pictures, decoded ----
@@ -291,6 +297,85 @@ static void test_copies_hold_the_pictures_of_the_source(void **state)
     }
 }
 
+// ---- other codecs ----
+
+static const struct {
+    enum media_codec codec;
+    const char *id, *codecs;
+} others[] = {
+    {MEDIA_CODEC_HEVC, "v240-hevc", "hvc1.1.6.L"},
+    {MEDIA_CODEC_AV1, "v240-av1", "av01.0.00M.08"},
+    {MEDIA_CODEC_VP9, "v240-vp9", "vp09.00.10.08"},
+};
+
+// Mean difference of the brightness of two pictures.
+static double difference(const AVFrame *a, const AVFrame *b)
+{
+    double sum = 0;
+    for (int y = 0; y < a->height; y++)
+        for (int x = 0; x < a->width; x++)
+            sum += abs(a->data[0][(ptrdiff_t)y * a->linesize[0] + x] -
+                       b->data[0][(ptrdiff_t)y * b->linesize[0] + x]);
+    return sum / a->width / a->height;
+}
+
+static uint64_t hash_file(const struct codec_source *s)
+{
+    uint64_t h = 1469598103934665603U;
+    uint8_t *map = mmap(NULL, (size_t)s->size, PROT_READ, MAP_PRIVATE, s->fd, 0);
+    assert_true(map != MAP_FAILED);
+    for (int64_t i = 0; i < s->size; i++)
+        h = (h ^ map[i]) * 1099511628211U;
+    munmap(map, (size_t)s->size);
+    return h;
+}
+
+// Whole and the last segment alone: every picture comes, at its time, and looks like the source's.
+static void check_other(const struct codec_source *s, const struct media_plan *p, size_t i)
+{
+    const struct media_grid *g = &p->video;
+    int r = media_plan_find(p, others[i].id);
+    assert_true(r > 0 && p->renditions[r].lazy && p->renditions[r].codec == others[i].codec);
+    if (!str_starts_with(p->renditions[r].codecs, others[i].codecs))
+        fail_msg("%s: codecs %s", others[i].id, p->renditions[r].codecs);
+    struct pictures want, got;
+    decode_all(s, &want);
+    for (uint32_t first = 0; first < g->n_segments; first += (uint32_t)g->n_segments - 1) {
+        uint32_t n = first == 0 ? (uint32_t)g->n_segments : 1, at = g->segments[first].first_frame;
+        struct codec_source made = make_segments(s, p, r, first, n);
+        decode_all(&made, &got);
+        if (got.n != g->n_frames - at)
+            fail_msg("%s: %zu pictures, not %u", others[i].id, got.n, g->n_frames - at);
+        for (uint32_t k = 1; k < got.n; k++) {
+            int64_t off = got.time[k] - got.time[0] - (want.time[at + k] - want.time[at]);
+            assert_true(off > -1100 && off < 1100);
+        }
+        if (first == 0)
+            assert_true(difference(got.first, want.first) < 6);
+        struct codec_source again = make_segments(s, p, r, first, n);
+        assert_true(hash_file(&made) == hash_file(&again));
+        pictures_done(&got);
+        close(made.fd);
+        close(again.fd);
+    }
+    pictures_done(&want);
+}
+
+static void test_other_codecs_give_every_picture(void **state)
+{
+    (void)state;
+    struct codec_source s = make_film(
+        "-f lavfi -i testsrc2=size=128x72:rate=24:duration=5 -c:v libx264 -g 24 -pix_fmt yuv420p",
+        ".mp4");
+    AUTO(media_plan_free_p)
+    struct media_plan *p =
+        probe_as(&s, 1U << MEDIA_CODEC_HEVC | 1U << MEDIA_CODEC_AV1 | 1U << MEDIA_CODEC_VP9);
+    assert_true(p->video.n_segments > 1);
+    for (size_t i = 0; i < N_ELEMENTS(others); i++)
+        check_other(&s, p, i);
+    close(s.fd);
+}
+
 // ---- colours ----
 
 #define PLAIN "-f lavfi -i color=c=%s:size=%s:rate=10:duration=1,format=%s%s -c:v ffv1"
@@ -425,6 +510,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_copies_hold_the_pictures_of_the_source),
+        cmocka_unit_test(test_other_codecs_give_every_picture),
         cmocka_unit_test(test_pictures_of_many_formats_keep_their_colours),
         cmocka_unit_test(test_tone_mapping_keeps_order_and_hue),
     };

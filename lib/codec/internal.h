@@ -13,10 +13,7 @@ static inline void codec_frame_free_p(AVFrame **f)
 {
     av_frame_free(f);
 }
-static inline void codec_context_free_p(AVCodecContext **c)
-{
-    avcodec_free_context(c);
-}
+void codec_context_free_p(AVCodecContext **c); // of a decoder or an encoder; codecs.c
 
 // ---- input.c: a demuxer on a codec_source ----
 struct codec_input {
@@ -67,6 +64,22 @@ enum status codec_encoder_matches(const AVCodecContext *enc, const struct media_
                                   size_t rendition, struct err *err) MUST_CHECK;
 // An encoder's packet in the form of a sample. Appends; false: the buffer is full.
 bool codec_put_sample(struct buf *b, enum media_codec codec, const uint8_t *p, size_t n);
+
+// ---- codecs.c: video codecs besides H.264 ----
+bool codec_is_other_video(enum media_codec codec);
+// The lazy rendition in that codec beside a finished one of the ladder: the same pictures. False:
+// its name is too long.
+bool codec_other_rung(const struct media_rendition *h264, enum media_codec codec,
+                      struct media_rendition *ret);
+void codec_set_other_video(AVCodecContext *c, const struct media_rendition *r, AVDictionary **o);
+void codec_other_recipe(struct media_rendition *r);
+// AV1's or VP9's configuration.
+enum status codec_other_config(const AVCodecContext *enc, enum media_codec codec, struct buf *ret,
+                               struct err *err) MUST_CHECK;
+// Profile, level and RFC 6381 name, by the configuration.
+void codec_name_other(struct media_rendition *r, const uint8_t *config);
+// A temporal unit of AV1 as a sample. Appends; false: damaged, or the buffer is full.
+bool codec_put_obus(struct buf *b, const uint8_t *p, size_t n);
 
 // ---- nal.c: NAL units of H.264 and HEVC ----
 struct codec_nal {

@@ -15,6 +15,7 @@
 #define FILL_MS 1000 // a picture shown longer is repeated, so that segments can be cut in it
 #define MAX_GAP_S INT64_C(3600)
 #define VFR_TIMESCALE 90000
+#define LEAST_OTHER_SIDE 360 // of pictures in other codecs than H.264
 #define MAX_TRY_PACKETS 600
 #define SMALL_LEAD_US 100000
 #define SHORT_AUDIO_US (INT64_C(20) * 60 * 1000000)
@@ -35,6 +36,7 @@ struct probe {
     struct codec_input *in;
     const struct codec_sink *progress;
     struct media_plan *plan;
+    struct media_options options;
     bool no_pts;         // packets of the picture do not say when it is shown
     int64_t first_shown; // the time that the first decoded picture came out with
     int video, audio;    // stream numbers, -1 none
@@ -555,6 +557,31 @@ static enum status add_ladder(struct probe *p, struct err *err)
     return STATUS_OK;
 }
 
+// The ladder's rungs of 360 lines and more, and the top one, in the codecs that were asked for.
+static enum status add_other_codecs(struct probe *p, struct err *err)
+{
+    struct media_plan *plan = p->plan;
+    size_t n = plan->n_renditions;
+    for (int codec = 0; codec < MEDIA_N_CODECS; codec++) {
+        if (!(p->options.video_codecs >> codec & 1U) ||
+            !codec_is_other_video((enum media_codec)codec))
+            continue;
+        for (size_t i = 0; i < n && plan->n_renditions < MEDIA_MAX_RENDITIONS; i++) {
+            const struct media_rendition *rung = &plan->renditions[i];
+            struct media_rendition *r = &plan->renditions[plan->n_renditions];
+            uint32_t side = rung->width < rung->height ? rung->width : rung->height;
+            if (rung->lazy || (i > 0 && side < LEAST_OTHER_SIDE) ||
+                !codec_other_rung(rung, (enum media_codec)codec, r))
+                continue;
+            enum status s = codec_rendition_finish(r, err);
+            if (s != STATUS_OK)
+                return s;
+            plan->n_renditions++;
+        }
+    }
+    return STATUS_OK;
+}
+
 static enum status plan_video(struct probe *p, int64_t zero, struct err *err)
 {
     AVRational rate;
@@ -571,6 +598,8 @@ static enum status plan_video(struct probe *p, int64_t zero, struct err *err)
         s = cut_video(p, err);
     if (s == STATUS_OK)
         s = add_ladder(p, err);
+    if (s == STATUS_OK)
+        s = add_other_codecs(p, err);
     if (s == STATUS_OK && copied)
         s = codec_copy_add(p->in, p->video, p->plan, p->pictures, p->frames.n, err);
     return s == STATUS_OK ? codec_burn_add(p->plan, err) : s;
@@ -827,8 +856,17 @@ static enum status run(struct probe *p, struct err *err)
 enum status codec_probe(const struct codec_source *src, const struct codec_sink *progress,
                         struct media_plan **ret, struct err *err)
 {
+    return codec_probe_as(src, NULL, progress, ret, err);
+}
+
+enum status codec_probe_as(const struct codec_source *src, const struct media_options *options,
+                           const struct codec_sink *progress, struct media_plan **ret,
+                           struct err *err)
+{
     AUTO(media_plan_free_p) struct media_plan *plan = media_plan_new();
     struct probe p = {.progress = progress, .plan = plan};
+    if (options)
+        p.options = *options;
     if (!plan)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "probe: out of memory");
     enum status s = codec_input_open(src, &p.in, err);

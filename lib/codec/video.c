@@ -178,7 +178,7 @@ static enum status lane_finish(struct lane *l, const struct feed *f, struct err 
         s = lane_deliver(l, f, &out, err);
     buf_done(&out);
     mem_free(samples);
-    avcodec_free_context(&l->enc);
+    codec_context_free_p(&l->enc);
     return s;
 }
 
@@ -267,7 +267,7 @@ static void lane_done(struct lane *l)
         pthread_mutex_unlock(&l->lock);
         pthread_join(l->thread, NULL);
     }
-    avcodec_free_context(&l->enc);
+    codec_context_free_p(&l->enc);
     buf_done(&l->data);
     mem_free(l->notes);
     pthread_cond_destroy(&l->changed);

@@ -33,10 +33,11 @@ static void send_progress(void *ud, int64_t done, int64_t total)
 }
 
 static enum status probe(struct control *c, const struct codec_source *src,
-                         const struct codec_sink *sink, struct err *err)
+                         const struct media_options *options, const struct codec_sink *sink,
+                         struct err *err)
 {
     AUTO(media_plan_free_p) struct media_plan *plan = NULL;
-    enum status s = codec_probe(src, sink, &plan, err);
+    enum status s = codec_probe_as(src, options, sink, &plan, err);
     if (s != STATUS_OK)
         return s;
     struct buf b;
@@ -85,7 +86,7 @@ static enum status run(struct control *c, struct err *err)
     const struct codec_source src = {
         .fd = MEDIA_CHILD_SOURCE_FD, .size = task.source_size, .need = control_need, .ud = c};
     const struct codec_sink sink = {.segment = send_segment, .progress = send_progress, .ud = c};
-    return task.kind == MEDIA_TASK_PROBE ? probe(c, &src, &sink, err)
+    return task.kind == MEDIA_TASK_PROBE ? probe(c, &src, &task.options, &sink, err)
                                          : make(&src, &task, &sink, err);
 }
 
