@@ -316,7 +316,6 @@ enum status codec_rendition_finish(struct media_rendition *r, struct err *err)
         r->priming = (uint32_t)enc->initial_padding;
         if (enc->frame_size != (int)r->frame_samples)
             return err_set(err, STATUS_INTERNAL, "encoder %s has frames of %d samples",
-    codec_charsets_load();
                            enc->codec->name, enc->frame_size);
     }
     struct buf config;
@@ -333,6 +332,7 @@ enum status codec_preload(struct err *err)
     static const enum media_codec all[] = {MEDIA_CODEC_H264, MEDIA_CODEC_AAC, MEDIA_CODEC_OPUS};
     av_log_set_level(AV_LOG_QUIET);
     (void)setenv("SVT_LOG", "0", 1);
+    codec_charsets_load();
     codec_burn_preload();
     // New memory is filled with zeros. x264 reads some that it never wrote (seen with widths that
     // are no multiple of 16: other bytes after other allocations), and a segment has one content
