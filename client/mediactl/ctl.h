@@ -70,6 +70,11 @@ enum option {
     OPT_ALL,
     OPT_REASON,
     OPT_NOW,
+    OPT_LANG,
+    OPT_DEFAULT,
+    OPT_FORCED,
+    OPT_HEARING_IMPAIRED,
+    OPT_REPLACE,
     N_OPTIONS
 };
 #define ALLOW(o) (UINT64_C(1) << (o))
@@ -111,9 +116,9 @@ struct command_group {
     const struct command *commands;
     size_t n;
 };
-extern const struct command_group auth_commands, item_commands, upload_commands, play_commands,
-    shop_commands, library_commands, job_commands, worker_commands, user_commands, event_commands,
-    rpc_commands, node_commands, misc_commands;
+extern const struct command_group auth_commands, subtitle_commands, item_commands, upload_commands,
+    play_commands, shop_commands, library_commands, job_commands, worker_commands, user_commands,
+    event_commands, rpc_commands, node_commands, misc_commands;
 extern const struct command_group *const command_groups[];
 extern const size_t n_command_groups;
 

@@ -10,9 +10,9 @@
 #include "ctl.h"
 
 const struct command_group *const command_groups[] = {
-    &auth_commands,    &upload_commands, &item_commands,   &play_commands, &shop_commands,
-    &library_commands, &job_commands,    &worker_commands, &user_commands, &event_commands,
-    &rpc_commands,     &node_commands,   &misc_commands,
+    &auth_commands,  &upload_commands,  &item_commands, &subtitle_commands, &play_commands,
+    &shop_commands,  &library_commands, &job_commands,  &worker_commands,   &user_commands,
+    &event_commands, &rpc_commands,     &node_commands, &misc_commands,
 };
 const size_t n_command_groups = N_ELEMENTS(command_groups);
 

@@ -60,6 +60,11 @@ const struct option_row option_rows[N_OPTIONS] = {
     [OPT_ALL]             = {"--all", NULL, "of all users and roles (admin)"},
     [OPT_REASON]          = {"--reason", "TEXT", "why; shown with the item"},
     [OPT_NOW]             = {"--now", NULL, "give back what it works on instead of finishing it"},
+    [OPT_LANG]            = {"--lang", "CODE", "language: en, de, ..."},
+    [OPT_DEFAULT]         = {"--default", NULL, "shown unless the viewer chooses otherwise"},
+    [OPT_FORCED]          = {"--forced", NULL, "only what must be read: signs, another language"},
+    [OPT_HEARING_IMPAIRED] = {"--hearing-impaired", NULL, "describes sounds too"},
+    [OPT_REPLACE]         = {"--replace", "ID", "remove this one when the new one can be shown"},
     [OPT_UNUSED]          = {"--unused", NULL, "methods that were never called, too"},
 };
 // clang-format on

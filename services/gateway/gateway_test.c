@@ -140,6 +140,8 @@ static enum status fake_locate(struct rpc_call *c, const Orchestrator__LocateReq
     while (w.hold)
         pthread_cond_wait(&w.moved, &w.lock);
     pthread_mutex_unlock(&w.lock);
+    if (str_eq(req->rendition, "x2"))
+        return err_set(err, STATUS_NOT_FOUND, "gone");
     if (req->first == LATE)
         return err_set(err, STATUS_DEADLINE_EXCEEDED, "not made yet");
     ret->n_segments = 1;
@@ -703,10 +705,11 @@ static void test_text_is_listed_and_served_whole_and_in_pieces(void **state)
     AUTO(answer_done) struct answer a = ask("GET", hls("x1/0.vtt"), NULL, "", NULL);
     assert_null(strstr(a.text, "late"));
     assert_non_null(strstr(a.text, "Content-Type: text/vtt\r\n"));
-    assert_int_equal(locates(), 1); // one object serves them all
+    assert_int_equal(locates(), 1); // one object serves them all, and playlists need none
     expect("GET", hls("x1/99.vtt"), NULL, "", NULL, 404, "no such text");
-    expect("GET", hls("x2.vtt"), NULL, "", NULL, 404, "no such text");
-    expect("GET", hls("x2.m3u8"), NULL, "", NULL, 404, "no such rendition");
+    expect("GET", hls("s2.vtt"), NULL, "", NULL, 404, "no such text");
+    expect("GET", hls("s2.m3u8"), NULL, "", NULL, 404, "no such rendition");
+    expect("GET", hls("x2.vtt"), NULL, "", NULL, 404, "gone"); // the orchestrator knows
     expect("GET", hls("x1/0.m4s"), NULL, "", NULL, 404, "no such segment");
 }
 

@@ -126,7 +126,6 @@ void gateway_pages_init(struct gateway *g);
 struct Orchestrator__PlanReply;
 enum status gateway_texts_read(const struct Orchestrator__PlanReply *reply, struct edge_plan *p,
                                struct err *err);
-bool gateway_has_text(const struct edge_plan *p, const char *id);
 // The item's texts into a master playlist or a manifest; other playlists stay as they are.
 enum status gateway_texts_list(const struct edge_plan *p, struct buf *b, struct err *err);
 // Answers when the rendition of the address is a text.

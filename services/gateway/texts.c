@@ -38,8 +38,12 @@ enum status gateway_texts_read(const Orchestrator__PlanReply *reply, struct edge
     return STATUS_OK;
 }
 
-bool gateway_has_text(const struct edge_plan *p, const char *id)
+// One that was added a moment ago is not known here yet: whether it exists is said by whoever
+// locates it.
+static bool may_have_text(const struct edge_plan *p, const char *id)
 {
+    if (media_text_find_added(id) >= 0)
+        return true;
     for (size_t i = 0; i < p->n_texts; i++)
         if (str_eq(p->texts[i].id, id))
             return true;
@@ -62,7 +66,7 @@ bool gateway_text_playlist(struct http_request *r, const struct edge_plan *p)
     const char *id = http_request_var(r, "rendition");
     struct err err = ERR_INIT;
     struct buf b;
-    if (!gateway_has_text(p, id))
+    if (!may_have_text(p, id))
         return false;
     buf_init(&b, MAX_PLAYLIST_BYTES);
     enum status s = media_text_playlist(p->plan, id, &b, &err);
@@ -83,7 +87,7 @@ bool gateway_text_request(struct http_request *r, const struct edge_plan *p)
     struct media_context *c = http_request_context(r);
     int64_t n = -1, last = (int64_t)media_text_n_pieces(p->plan) - 1;
     bool piece = http_request_route(r)->data != NULL;
-    if (!gateway_has_text(p, http_request_var(r, "rendition")) ||
+    if (!may_have_text(p, http_request_var(r, "rendition")) ||
         (piece && str_parse_i64(http_request_var(r, "n"), 0, last, &n, NULL) != STATUS_OK)) {
         http_respond_problem(r, STATUS_NOT_FOUND, "the item has no such text", 0);
         return false;
