@@ -94,8 +94,23 @@ static enum status list(struct rpc_call *call, const Orchestrator__ListJobsReque
 
 // ---------------------------------------------------------------- Get
 
-enum status jobs_fill_tasks(struct orch *o, struct arena *a, bool active,
-                            Orchestrator__JobInfo *ret, struct err *err)
+// A reply holds at most 4 MiB: a page has so many of each, at most.
+#define PAGE_TASKS 5000
+#define PAGE_OUTPUTS 10000
+#define MAX_PAGES 100000
+
+// One row more than a page tells that there is another.
+static size_t end_page(struct arena *a, size_t n, size_t max, int64_t page,
+                       Orchestrator__JobInfo *ret)
+{
+    if (n <= max)
+        return n;
+    ret->next_page = arena_printf(a, "%lld", (long long)page + 1);
+    return max;
+}
+
+static enum status fill_tasks(struct orch *o, struct arena *a, bool active, int64_t page,
+                              Orchestrator__JobInfo *ret, struct err *err)
 {
     AUTO(db_result_free_p) struct db_result *r = NULL;
     enum status s = db_query(
@@ -103,11 +118,14 @@ enum status jobs_fill_tasks(struct orch *o, struct arena *a, bool active,
         "SELECT id, kind, state, attempts, worker, stage, progress, renditions, first_segment,"
         "  n_segments, priority, seconds_fetch, seconds_encode, seconds_store, seconds_cpu, error "
         "FROM orchestrator.task WHERE job = $1::uuid"
-        "  AND (NOT $2::bool OR state IN ('leased', 'retry_wait')) ORDER BY position",
-        DB_PARAMS(DB_TEXT(ret->job_id), DB_BOOL(active)), &r, err);
+        "  AND (NOT $2::bool OR state IN ('leased', 'retry_wait')) "
+        "ORDER BY position, id OFFSET $3::bigint LIMIT $4::bigint",
+        DB_PARAMS(DB_TEXT(ret->job_id), DB_BOOL(active), DB_I64(page * PAGE_TASKS),
+                  DB_I64(PAGE_TASKS + 1)),
+        &r, err);
     if (s != STATUS_OK)
         return s;
-    size_t n = db_result_n_rows(r);
+    size_t n = end_page(a, db_result_n_rows(r), PAGE_TASKS, page, ret);
     ret->task_list = arena_array(a, n + 1, sizeof ret->task_list[0]);
     for (size_t i = 0; i < n; i++) {
         Orchestrator__TaskInfo *t = arena_alloc(a, sizeof *t);
@@ -135,18 +153,26 @@ enum status jobs_fill_tasks(struct orch *o, struct arena *a, bool active,
     return STATUS_OK;
 }
 
-static enum status fill_outputs(struct orch *o, struct arena *a, Orchestrator__JobInfo *ret,
-                                struct err *err)
+enum status jobs_fill_tasks(struct orch *o, struct arena *a, bool active,
+                            Orchestrator__JobInfo *ret, struct err *err)
+{
+    return fill_tasks(o, a, active, 0, ret, err);
+}
+
+static enum status fill_outputs(struct orch *o, struct arena *a, int64_t page,
+                                Orchestrator__JobInfo *ret, struct err *err)
 {
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s = db_query(o->db,
-                             "SELECT rendition, segment, digest, size, worker, attempts, seconds "
-                             "FROM orchestrator.output WHERE item = $1::uuid "
-                             "ORDER BY rendition, segment",
-                             DB_PARAMS(DB_TEXT(ret->item_id)), &r, err);
+    enum status s = db_query(
+        o->db,
+        "SELECT rendition, segment, digest, size, worker, attempts, seconds "
+        "FROM orchestrator.output WHERE item = $1::uuid "
+        "ORDER BY rendition, segment OFFSET $2::bigint LIMIT $3::bigint",
+        DB_PARAMS(DB_TEXT(ret->item_id), DB_I64(page * PAGE_OUTPUTS), DB_I64(PAGE_OUTPUTS + 1)), &r,
+        err);
     if (s != STATUS_OK)
         return s;
-    size_t n = db_result_n_rows(r);
+    size_t n = end_page(a, db_result_n_rows(r), PAGE_OUTPUTS, page, ret);
     ret->outputs = arena_array(a, n + 1, sizeof ret->outputs[0]);
     for (size_t i = 0; i < n; i++) {
         Orchestrator__OutputInfo *t = arena_alloc(a, sizeof *t);
@@ -192,10 +218,14 @@ static enum status get(struct rpc_call *call, const Orchestrator__GetJobRequest 
 {
     struct orch *o = rpc_call_self(call);
     struct arena *a = rpc_call_arena(call);
+    int64_t page = 0;
+    if (*req->page && str_parse_i64(req->page, 0, MAX_PAGES, &page, NULL) != STATUS_OK)
+        return rpc_bad_field(err, "page", "no page %.20s: take it from the reply before",
+                             req->page);
     enum status s = jobs_find(call, a, req->job_id, ret, err);
     if (s == STATUS_OK)
-        s = jobs_fill_tasks(o, a, false, ret, err);
-    return s == STATUS_OK ? fill_outputs(o, a, ret, err) : s;
+        s = fill_tasks(o, a, false, page, ret, err);
+    return s == STATUS_OK ? fill_outputs(o, a, page, ret, err) : s;
 }
 
 static enum status retry(struct rpc_call *call, const Orchestrator__GetJobRequest *req,

@@ -1279,6 +1279,156 @@ static void test_sync_commit_of_a_short_film_answers_when_it_is_ready(void **sta
     assert_string_equal(x.state, "ready");
 }
 
+// ---------------------------------------------------------------- segments one by one
+
+// Publishes that segment of each rendition of the task.
+static enum status publish_segment(int who, const Transcode__Task *t, int32_t segment,
+                                   struct err *ret_err)
+{
+    AUTO(media_plan_free_p) struct media_plan *plan = NULL;
+    must(media_plan_decode(t->plan.data, t->plan.len, &plan, &err));
+    AUTO(arena_free_p) struct arena *a = arena_new(1 << 20);
+    Transcode__PublishRequest req;
+    transcode__publish_request__init(&req);
+    req.task_id = t->task_id;
+    req.fence = t->fence;
+    req.outputs = arena_array(a, t->n_renditions, sizeof req.outputs[0]);
+    for (size_t i = 0; i < t->n_renditions; i++)
+        req.outputs[req.n_outputs++] = segment_output(a, plan, t->renditions[i], segment);
+    AUTO(rpc_message_free_p) Transcode__PublishReply *reply = NULL;
+    return transcode_work_publish(w.as_worker[who], NULL, &req, &reply, ret_err);
+}
+
+static enum status complete_without_outputs(int who, const Transcode__Task *t, struct err *ret_err)
+{
+    Transcode__CompleteRequest req;
+    transcode__complete_request__init(&req);
+    req.task_id = t->task_id;
+    req.fence = t->fence;
+    AUTO(rpc_message_free_p) Transcode__CompleteReply *reply = NULL;
+    return transcode_work_complete(w.as_worker[who], NULL, &req, &reply, ret_err);
+}
+
+// The wanted segment's task.
+static Transcode__LeaseReply *lease_wanted(struct upload *u, int who, int first)
+{
+    size_t n = 0;
+    must_fail(STATUS_DEADLINE_EXCEEDED,
+              locate(w.as_gateway, NULL, "", u->item, "v480", first, 1, 0, &n, &err));
+    Transcode__LeaseReply *l = lease(who, 1, 5000);
+    assert_int_equal(l->n_tasks, 1);
+    assert_true(l->tasks[0]->urgent);
+    assert_int_equal(l->tasks[0]->first_segment, first);
+    assert_in_range(l->tasks[0]->n_segments, 2, 8);
+    return l;
+}
+
+static void test_each_segment_is_there_as_soon_as_it_is_published(void **state)
+{
+    (void)state;
+    struct upload u;
+    size_t n = 0;
+    committed_film(&u);
+    plan_film(1500);
+    struct waiter x = {.u = &u};
+    pthread_t waits;
+    assert_int_equal(pthread_create(&waits, NULL, wait_for_segment, &x), 0); // for segment 5
+    wait_for("SELECT count(*) = 1 FROM orchestrator.task WHERE item = $1::uuid AND demand", u.item);
+    AUTO(rpc_message_free_p) Transcode__LeaseReply *l = lease(0, 1, 5000);
+    const Transcode__Task *t = l->tasks[0];
+    assert_string_equal(t->renditions[0], "v480");
+    assert_int_equal(t->first_segment, 5);
+    must(publish_segment(0, t, 5, &err));
+    pthread_join(waits, NULL);
+    assert_int_equal(x.s, STATUS_OK);
+    must_fail(STATUS_INVALID_ARGUMENT, complete_without_outputs(0, t, &err)); // there is more
+    must_fail(STATUS_INVALID_ARGUMENT, publish_segment(0, t, 5 + t->n_segments, &err));
+    for (int32_t k = 6; k < 5 + t->n_segments; k++)
+        must(publish_segment(0, t, k, &err));
+    must(complete_without_outputs(0, t, &err));
+    must(complete_without_outputs(0, t, &err)); // the same again
+    must(locate(w.as_gateway, NULL, "", u.item, "v480", 5, t->n_segments, 0, &n, &err));
+    assert_int_equal(n, t->n_segments);
+}
+
+static void test_what_a_lost_worker_published_is_not_made_again(void **state)
+{
+    (void)state;
+    struct upload u;
+    committed_film(&u);
+    plan_film(1500);
+    AUTO(rpc_message_free_p) Transcode__LeaseReply *old = lease_wanted(&u, 0, 4);
+    must(publish_segment(0, old->tasks[0], 4, &err));
+    must(db_query(w.db,
+                  "UPDATE orchestrator.task SET lease_until = now() - interval '1 second'"
+                  " WHERE id = $1::uuid",
+                  DB_PARAMS(DB_TEXT(old->tasks[0]->task_id)), NULL, &err));
+    int64_t moved = 0;
+    must(queue_sweep(w.db, true, &moved, &err));
+    AUTO(rpc_message_free_p) Transcode__LeaseReply *new = lease(1, 1, 5000);
+    const Transcode__Task *t = new->tasks[0];
+    assert_string_equal(t->task_id, old->tasks[0]->task_id);
+    assert_int_equal(t->n_made, 1);
+    assert_string_equal(t->made[0]->rendition, "v480");
+    assert_int_equal(t->made[0]->n_segments, 1);
+    assert_int_equal(t->made[0]->segments[0], 4);
+    must_fail(STATUS_ABORTED, publish_segment(0, old->tasks[0], 5, &err));
+    for (int32_t k = 5; k < 4 + t->n_segments; k++)
+        must(publish_segment(1, t, k, &err));
+    must(complete_without_outputs(1, t, &err));
+}
+
+static void test_what_is_made_for_viewers_is_no_part_of_the_job(void **state)
+{
+    (void)state;
+    struct upload u;
+    committed_film(&u);
+    plan_film(750);
+    AUTO(rpc_message_free_p) Transcode__LeaseReply *l = lease_wanted(&u, 0, 3);
+    must(db_query(w.db,
+                  "UPDATE orchestrator.task SET state = 'retry_wait', not_before ="
+                  "  now() + interval '1 hour' WHERE id = $1::uuid",
+                  DB_PARAMS(DB_TEXT(l->tasks[0]->task_id)), NULL, &err));
+    do_all_chunks();
+    wait_for("SELECT state = 'ready' FROM orchestrator.item WHERE id = $1::uuid", u.item);
+}
+
+// ---------------------------------------------------------------- long films
+
+static void test_job_of_a_long_film_comes_in_pages(void **state)
+{
+    (void)state;
+    struct upload u;
+    committed_film(&u);
+    plan_film(7 * 3600 * 25);
+    wait_for("SELECT count(*) BETWEEN 1000 AND 10000 FROM orchestrator.task"
+             " WHERE item = $1::uuid",
+             u.item);
+    must(db_query(w.db,
+                  "INSERT INTO orchestrator.output (item, rendition, segment, digest, size,"
+                  "  first_pts, duration, samples, init_digest, task, worker, attempts)"
+                  "  SELECT $1::uuid, 'v480', n, decode(repeat('22', 32), 'hex'), 10, 0, 1, 1, '',"
+                  "  $1::uuid, 'worker-1', 1 FROM generate_series(0, 10000) n",
+                  DB_PARAMS(DB_TEXT(u.item)), NULL, &err));
+    Orchestrator__GetJobRequest req;
+    orchestrator__get_job_request__init(&req);
+    req.job_id = u.item;
+    AUTO(rpc_message_free_p) Orchestrator__JobInfo *first = NULL;
+    AUTO(rpc_message_free_p) Orchestrator__JobInfo *second = NULL;
+    must(orchestrator_job_get(w.as_user, &ana, &req, &first, &err));
+    assert_int_equal(first->n_outputs, 10000);
+    req.page = first->next_page;
+    must(orchestrator_job_get(w.as_user, &ana, &req, &second, &err));
+    assert_int_equal(second->n_outputs, 1);
+    assert_int_equal(second->outputs[0]->segment, 10000);
+    assert_string_equal(second->next_page, "");
+    assert_int_equal(first->n_task_list + second->n_task_list, first->tasks);
+    char wrong[] = "all";
+    req.page = wrong;
+    Orchestrator__JobInfo *none = NULL;
+    must_fail(STATUS_INVALID_ARGUMENT, orchestrator_job_get(w.as_user, &ana, &req, &none, &err));
+}
+
 static void test_sync_commit_of_a_long_film_does_not_wait_for_it(void **state)
 {
     (void)state;
@@ -1400,6 +1550,10 @@ int main(void)
         TEST(test_locate_by_a_user_needs_the_items_own_media_token),
         TEST(test_sync_commit_of_a_short_film_answers_when_it_is_ready),
         TEST(test_sync_commit_of_a_long_film_does_not_wait_for_it),
+        TEST(test_each_segment_is_there_as_soon_as_it_is_published),
+        TEST(test_what_a_lost_worker_published_is_not_made_again),
+        TEST(test_what_is_made_for_viewers_is_no_part_of_the_job),
+        TEST(test_job_of_a_long_film_comes_in_pages),
         TEST(test_play_needs_the_right_and_an_origin_that_answers),
         TEST(test_playing_goes_on_while_the_database_is_away),
     };

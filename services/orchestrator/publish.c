@@ -17,8 +17,11 @@
 #include "media/texts.h"
 #include "media/webvtt.h"
 
-// The longest run of video that one task makes, so that a late seek does not wait for more.
+// The longest run of video that one task makes, so that the workers share a short film. A long one
+// has enough for all of them: its tasks are whole chunks, of which there are fewer.
 #define TASK_VIDEO_US (INT64_C(8) * 1000000)
+#define LONG_VIDEO_US (INT64_C(20) * 60 * 1000000)
+#define MAX_TASKS_TEXT (16U << 20) // one column of all tasks of a plan
 #define STAT_DEADLINE_MS 5000
 
 // ---------------------------------------------------------------- ledger
@@ -198,13 +201,13 @@ static void add_video(struct task_list *l, const struct media_plan *p)
             add_task(l, *rest ? top : "", first, end - first, ORCH_PRIO_FIRST_TOP);
             continue;
         }
+        int64_t most_us = media_plan_duration_us(p) > LONG_VIDEO_US ? INT64_MAX : TASK_VIDEO_US;
         while (first < end) { // one decode for all rungs
             int64_t us = 0;
             uint32_t n = 0;
             do
                 us += media_segment_duration_us(g, first + n++);
-            while (first + n < end &&
-                   us + media_segment_duration_us(g, first + n) <= TASK_VIDEO_US);
+            while (first + n < end && us + media_segment_duration_us(g, first + n) <= most_us);
             add_task(l, all, first, n, c == 1 ? 2 * ORCH_PRIO_REST : ORCH_PRIO_REST);
             first += n;
         }
@@ -298,6 +301,55 @@ static enum status store_plan(struct db_conn *c, const struct publication *p,
     return s;
 }
 
+static bool put_arrays(const struct publication *p, struct buf arrays[5])
+{
+    bool ok = true;
+    for (size_t i = 0; i < p->n_tasks; i++) {
+        const struct publish_task *t = &p->tasks[i];
+        char id[UUID_SIZE];
+        rand_uuid7(id);
+        char before = i ? ',' : '{';
+        buf_printf(&arrays[0], "%c%s", before, id);
+        buf_printf(&arrays[1], "%c%d", before, t->priority);
+        buf_printf(&arrays[2], "%c\"%s\"", before, t->renditions);
+        buf_printf(&arrays[3], "%c%d", before, t->first_segment);
+        buf_printf(&arrays[4], "%c%d", before, t->n_segments);
+    }
+    for (size_t i = 0; i < 5; i++) {
+        buf_puts(&arrays[i], p->n_tasks ? "}" : "{}");
+        ok = ok && !arrays[i].failed;
+    }
+    return ok;
+}
+
+// All of a film at once: a statement for each of a long one's tasks would take seconds.
+static enum status insert_chunks(struct db_conn *c, const struct publication *p,
+                                 const struct queue_task *probe, size_t position, struct err *err)
+{
+    static const char sql[] =
+        "INSERT INTO orchestrator.task (id, job, item, kind, state, position, priority,"
+        "  renditions, first_segment, n_segments) "
+        "SELECT x.id, $1::uuid, $2::uuid, 'chunk', $3::text, $4::int + x.n::int - 1, x.priority,"
+        "  x.renditions, x.first, x.count FROM unnest($5::uuid[], $6::int[], $7::text[],"
+        "  $8::int[], $9::int[]) WITH ORDINALITY AS x (id, priority, renditions, first, count, n)";
+    struct buf arrays[5];
+    for (size_t i = 0; i < 5; i++)
+        buf_init(&arrays[i], MAX_TASKS_TEXT);
+    enum status s =
+        put_arrays(p, arrays)
+            ? db_exec(c, sql,
+                      DB_PARAMS(DB_TEXT(probe->job), DB_TEXT(probe->item),
+                                DB_TEXT(p->move_to ? "blocked" : "available"), DB_I64(position),
+                                DB_TEXT(buf_str(&arrays[0])), DB_TEXT(buf_str(&arrays[1])),
+                                DB_TEXT(buf_str(&arrays[2])), DB_TEXT(buf_str(&arrays[3])),
+                                DB_TEXT(buf_str(&arrays[4]))),
+                      NULL, err)
+            : err_set(err, STATUS_RESOURCE_EXHAUSTED, "tasks of a plan: out of memory");
+    for (size_t i = 0; i < 5; i++)
+        buf_done(&arrays[i]);
+    return s;
+}
+
 // Poster and tiles, when the item has any: one task, after what play begins with.
 static enum status insert_images(struct db_conn *c, const struct publication *p,
                                  const struct queue_task *t, size_t position, struct err *err)
@@ -342,9 +394,9 @@ static enum status publish_plan(struct db_conn *c, const struct publication *p,
         struct publish_task move = {.priority = ORCH_PRIO_MOVE};
         s = insert_task(c, t, "move", "available", position++, p->move_to->id, &move, err);
     }
-    for (size_t i = 0; s == STATUS_OK && i < p->n_tasks; i++)
-        s = insert_task(c, t, "chunk", p->move_to ? "blocked" : "available", position++, "",
-                        &p->tasks[i], err);
+    if (s == STATUS_OK)
+        s = insert_chunks(c, p, t, position, err);
+    position += p->n_tasks;
     if (s == STATUS_OK)
         s = insert_images(c, p, t, position++, err);
     if (s == STATUS_OK)
