@@ -218,6 +218,51 @@ static enum status cmd_play(struct ctl *k)
     return s;
 }
 
+// ---------------------------------------------------------------- keeping
+
+static void print_saved(const struct ctl *k, const cauce_download_result *r)
+{
+    if (!ctl_has(k, OPT_JSON)) {
+        fprintf(stderr, "%s: %" PRId64 " bytes, %" PRId64 " of them now\n", r->path, r->size,
+                r->received);
+        return;
+    }
+    struct buf b;
+    buf_init(&b, 8192);
+    buf_printf(&b, "{\"path\":");
+    buf_put_json_string(&b, r->path, strlen(r->path));
+    buf_printf(&b, ",\"bytes\":%" PRId64 ",\"received\":%" PRId64 "}\n", r->size, r->received);
+    fputs(buf_str(&b), stdout);
+    buf_done(&b);
+}
+
+static enum status cmd_download(struct ctl *k)
+{
+    if (!ctl_has(k, OPT_OUT))
+        return ctl_misused(k, "download where to? --out FILE");
+    cauce_play_opts o;
+    cauce_play_opts_init(&o);
+    int64_t height = 0;
+    enum status s = ctl_number(k, OPT_MAX_HEIGHT, 1, 16384, 0, &height, &k->err);
+    if (s == STATUS_OK)
+        s = ctl_number(k, OPT_MAX_BITRATE, 1, INT64_MAX, 0, &o.max_bitrate_bps, &k->err);
+    if (s != STATUS_OK)
+        return s;
+    o.max_height = (int32_t)height;
+    struct progress p;
+    cauce_download_result r;
+    cauce_error e;
+    progress_init(&p, k, k->args[0]);
+    s = ctl_status(k,
+                   cauce_save(k->c, k->args[0], k->opt[OPT_RENDITION], &o, k->opt[OPT_OUT],
+                              progress_update, &p, &r, &e),
+                   &e);
+    progress_end(&p);
+    if (s == STATUS_OK)
+        print_saved(k, &r);
+    return s;
+}
+
 static const struct command commands[] = {
     {"play", "ITEM", 1, 1,
      ALLOW(OPT_OUT) | ALLOW(OPT_STDOUT) | ALLOW(OPT_PLAYER) | ALLOW(OPT_MAX_HEIGHT) |
@@ -228,5 +273,8 @@ static const struct command commands[] = {
      ALLOW(OPT_PROFILE) | ALLOW(OPT_MAX_HEIGHT) | ALLOW(OPT_MAX_BITRATE) | ALLOW(OPT_AUDIO) |
          ALLOW(OPT_SUBTITLES) | ALLOW(OPT_BURN) | ALLOW(OPT_NEVER_DIRECT) | ALLOW(OPT_NO_COPIES),
      CONNECTED, cmd_play_explain, "how a player would play it, and why"},
+    {"download", "ITEM", 1, 1,
+     ALLOW(OPT_OUT) | ALLOW(OPT_RENDITION) | ALLOW(OPT_MAX_HEIGHT) | ALLOW(OPT_MAX_BITRATE),
+     CONNECTED, cmd_download, "one MP4 file of renditions; goes on where it was cut"},
 };
 const struct command_group play_commands = {commands, N_ELEMENTS(commands)};

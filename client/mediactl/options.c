@@ -155,11 +155,12 @@ static enum status take_header(struct ctl *k, size_t option, struct err *err)
 static enum status take_option(struct ctl *k, char **words, size_t n, size_t *ret_used,
                                struct err *err)
 {
-    const char *equals = strchr(words[0], '=');
-    size_t len = equals ? (size_t)(equals - words[0]) : strlen(words[0]);
+    const char *word = strcmp(words[0], "-o") == 0 ? "--out" : words[0];
+    const char *equals = strchr(word, '=');
+    size_t len = equals ? (size_t)(equals - word) : strlen(word);
     for (size_t i = 0; i < N_OPTIONS; i++) {
         const struct option_row *r = &option_rows[i];
-        if (strlen(r->name) != len || strncmp(r->name, words[0], len) != 0)
+        if (strlen(r->name) != len || strncmp(r->name, word, len) != 0)
             continue;
         if (r->value && !equals && n < 2)
             return err_set(err, STATUS_INVALID_ARGUMENT, "%s needs %s", r->name, r->value);

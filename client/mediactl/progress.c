@@ -35,7 +35,7 @@ static void rate_text(char *dst, size_t size, const struct progress *p, const ca
         return;
     double per_ms = (double)moved / (double)took_ms;
     int64_t eta_s = left > 0 ? (int64_t)((double)left / per_ms / 1000) : 0;
-    bool is_bytes = strcmp(now->stage, "transcode") != 0;
+    bool is_bytes = strcmp(now->stage, "transcode") != 0 && strcmp(now->stage, "index") != 0;
     if (is_bytes)
         snprintf(dst, size, "%.1f MB/s  ", per_ms / 1000);
     size_t n = strlen(dst);

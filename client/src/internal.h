@@ -99,6 +99,14 @@ enum status client_play_layout(struct client_play *p, const struct client_piece 
 // First fragment that shows that time. UNIMPLEMENTED when direct.
 enum status client_play_piece_at(struct client_play *p, int64_t time_us, size_t *ret,
                                  struct err *err) MUST_CHECK;
+// For a file to keep (save.c). names: "v720+a128", "a128", "v720", which takes the chosen sound
+// along; NULL: as the server chose. INVALID_ARGUMENT when it is direct, NOT_FOUND.
+enum status client_play_choose(struct client_play *p, const char *names, int *ret_video,
+                               int *ret_audio, struct err *err) MUST_CHECK;
+const struct media_plan *client_play_plan(const struct client_play *p); // borrowed
+// The object of a segment of one of the chosen renditions; waits until it is made.
+enum status client_play_segment(struct client_play *p, uint32_t rendition, uint32_t segment,
+                                struct client_object *ret, struct err *err) MUST_CHECK;
 const char *client_play_extension(const struct client_play *p); // "mp4": from the MIME type
 
 // ---- streams (stream.c) ----

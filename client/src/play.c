@@ -1,6 +1,7 @@
 // A play as a list of pieces. Direct: windows of the source, checked leaf by leaf. Otherwise one
 // fragmented MP4: the merged init segment, then the segments of the chosen video and audio
 // renditions in the order in which they are shown, each checked against its digest.
+#include <stdio.h>
 #include <string.h>
 
 #include "cauce/orchestrator.rpc.h"
@@ -311,6 +312,85 @@ static enum status locate_one(struct client_play *p, const struct fragment *f, s
             return s;
     }
     return STATUS_OK;
+}
+
+// ---------------------------------------------------------------- a file to keep
+
+static void drop_fragments(struct client_play *p)
+{
+    mem_free(TAKE(p->fragments));
+    mem_free(TAKE(p->refs[0]));
+    mem_free(TAKE(p->refs[1]));
+    arena_free(TAKE(p->arena));
+    p->n_fragments = 0;
+}
+
+static enum status find_named(const struct client_play *p, const char *name, size_t n, int *ret,
+                              struct err *err)
+{
+    char id[sizeof(p->plan->renditions[0].id)];
+    snprintf(id, sizeof(id), "%.*s", (int)n, name);
+    *ret = n && n < sizeof(id) ? media_plan_find(p->plan, id) : -1;
+    return *ret >= 0 ? STATUS_OK
+                     : err_set(err, STATUS_NOT_FOUND, "the item has no rendition %.*s",
+                               (int)(n < 40 ? n : 40), name);
+}
+
+static enum status take_names(struct client_play *p, const char *names, struct err *err)
+{
+    const char *plus = strchr(names, '+');
+    int first = -1, second = -1;
+    enum status s =
+        find_named(p, names, plus ? (size_t)(plus - names) : strlen(names), &first, err);
+    if (s == STATUS_OK && plus)
+        s = find_named(p, plus + 1, strlen(plus + 1), &second, err);
+    if (s != STATUS_OK)
+        return s;
+    bool is_sound = p->plan->renditions[first].kind == MEDIA_AUDIO;
+    if (plus && (is_sound || p->plan->renditions[second].kind != MEDIA_AUDIO))
+        return err_set(err, STATUS_NOT_FOUND, "%.40s: a picture, then a sound", names);
+    if (is_sound)
+        p->video = -1;
+    else
+        p->video = first;
+    if (is_sound || plus)
+        p->audio = is_sound ? first : second;
+    return STATUS_OK;
+}
+
+enum status client_play_choose(struct client_play *p, const char *names, int *ret_video,
+                               int *ret_audio, struct err *err)
+{
+    if (p->info.direct)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "the source itself has no renditions");
+    if (names && *names) {
+        enum status s = take_names(p, names, err);
+        drop_fragments(p);
+        if (s == STATUS_OK)
+            s = list_fragments(p, err);
+        if (s != STATUS_OK)
+            return s;
+    }
+    *ret_video = p->video;
+    *ret_audio = p->audio;
+    return STATUS_OK;
+}
+
+const struct media_plan *client_play_plan(const struct client_play *p)
+{
+    return p->plan;
+}
+
+enum status client_play_segment(struct client_play *p, uint32_t rendition, uint32_t segment,
+                                struct client_object *ret, struct err *err)
+{
+    const struct fragment f = {rendition, segment, 0};
+    enum status s = locate_one(p, &f, err);
+    if (s != STATUS_OK)
+        return s;
+    const struct segment_ref *ref = ref_of(p, &f);
+    p->has_begun = true; // from now on outages are waited for
+    return fill_object(p, ret, ref->digest, ref->size, ref->route, err);
 }
 
 // ---------------------------------------------------------------- pieces

@@ -195,6 +195,29 @@ class Packages(PlatformTest):
         playing = self.play(profile={"neverDirect": True})["masterUrl"]
         self.assertEqual(self.request(urllib.parse.urljoin(playing, "a128.mp4")).status, 403)
 
+    def test_save_writes_the_same_file_and_goes_on_where_it_was_cut(self):
+        url = self.download()["fileUrl"]
+        whole = self.request(url).body
+        names = urllib.parse.unquote(url.rsplit("/", 1)[1])[:-len(".mp4")]
+        path = self.path("kept.mp4")
+        saved = self.ctl("seller", "download", self.item, "--rendition", names, "-o", path)
+        self.assertEqual(saved["bytes"], len(whole))
+        with open(path, "rb") as f:
+            self.assertTrue(f.read() == whole)
+        for cut, damaged in ((len(whole) // 2, False), (100, False), (len(whole) // 2, True), (0, False)):
+            with open(path + ".part", "wb") as f:
+                f.write(b"\0" * 50 + whole[50:cut] if damaged else whole[:cut])
+            saved = self.ctl("seller", "download", self.item, "--rendition", names, "-o", path)
+            with open(path, "rb") as f:
+                self.assertTrue(f.read() == whole, f"cut at {cut}")
+            self.assertFalse(os.path.exists(path + ".part"))
+            if cut > 1000 and not damaged:
+                self.assertLess(saved["received"], saved["bytes"])
+        p = self.ctl_raw("seller", "download", self.item, "--rendition", "v9999", "-o", path)
+        self.assertEqual(p.returncode, 3)
+        self.assertIn("v9999", p.stderr)
+        self.assertEqual(self.ctl_raw("seller", "download", self.item).returncode, 2)
+
 
 if __name__ == "__main__":
     main()

@@ -260,6 +260,14 @@ typedef struct cauce_download_result {
 CAUCE_API cauce_status cauce_download(cauce *c, const char *item_id, const char *folder,
                                       cauce_progress_fn fn, void *ud, cauce_download_result *ret,
                                       cauce_error *err);
+/* One ordinary MP4 file at path, of renditions and not of the source: "v720+a128", "a128", "v720"
+ * with the sound that is chosen, or NULL: what opts (which may be NULL too) come to. Nothing is
+ * encoded again for it. Until it is whole it is path.part, with which a save that was cut goes on;
+ * every segment that is received is verified. Stages: index, in segments; download. */
+CAUCE_API cauce_status cauce_save(cauce *c, const char *item_id, const char *renditions,
+                                  const cauce_play_opts *opts, const char *path,
+                                  cauce_progress_fn fn, void *ud, cauce_download_result *ret,
+                                  cauce_error *err);
 
 /* A library folder needs no server. */
 typedef struct cauce_library cauce_library;
