@@ -435,7 +435,8 @@ static void make_others(void)
              "\"exp\":\"2999-11-21T09:05:29Z\",\"epoch\":7}");
     put_text("token", "raw", 0, "v4.public.AAAA.eyJraWQiOiJrNC5waWQuIn0");
     put_text("media", "plan", 0, "CPLN\1");
-    put_text("media", "sniff", 3, "....ftypisom....mp41");
+    put_text("media", "sniff", 4, "....ftypisom....mp41");
+    put_text("media", "offer", 3, "h264-aac-hevc-copy-even-p720-k3000-t2-s1");
     put_text("webvtt", "text", 0,
              " align:start line:10% region:abcdefg<v Ann>a &amp; <b>b\n\n</i> --> c");
     put_text("webvtt", "ass", 1, "\4    {\\an8\\i1}top\\Nline{\\r} {\\pos(1.5,2)}x{\\p1}m 0 0");

@@ -42,12 +42,48 @@ static void try_plan(struct fuzz_input in)
     buf_done(&two);
 }
 
+// The first sample alone is a fragment again, and shorter or the same.
+static void try_key(struct fuzz_input in)
+{
+    struct media_fragment all, key;
+    struct err err = ERR_INIT;
+    struct buf b;
+    buf_init(&b, MEDIA_MAX_SEGMENT_BYTES);
+    if (media_cmaf_key(in.p, in.n, &b, &err) == STATUS_OK) {
+        FUZZ_CHECK(media_cmaf_parse(in.p, in.n, &all, &err) == STATUS_OK);
+        FUZZ_CHECK(media_cmaf_parse(b.data, b.len, &key, &err) == STATUS_OK);
+        FUZZ_CHECK(key.n_samples == 1 && key.duration == all.duration);
+        FUZZ_CHECK(key.data_len <= all.data_len);
+    }
+    buf_done(&b);
+}
+
+// A name that is understood is the only one for what it says.
+static void try_offer(struct fuzz_input in)
+{
+    char name[256], again[MEDIA_OFFER_SIZE];
+    struct media_offer o;
+    size_t n = in.n < sizeof(name) - 1 ? in.n : sizeof(name) - 1;
+    memcpy(name, in.p, n);
+    name[n] = '\0';
+    if (media_offer_parse(name, &o, NULL) != STATUS_OK)
+        return;
+    media_offer_name(&o, again);
+    FUZZ_CHECK(strcmp(name, again) == 0);
+}
+
 static void try_fragment(struct fuzz_input in)
 {
     struct media_fragment f;
     struct err err = ERR_INIT;
-    if (media_cmaf_parse(in.p, in.n, &f, &err) == STATUS_OK)
+    if (media_cmaf_parse(in.p, in.n, &f, &err) == STATUS_OK) {
         FUZZ_CHECK(f.data_offset <= in.n && f.data_len <= in.n - f.data_offset);
+        try_key(in);
+    }
+    struct media_sample samples[16];
+    // Cut off in the body: what is told of samples adds up all the same.
+    if (media_cmaf_head(in.p, in.n, (int64_t)in.n + 100, samples, 16, &f, &err) == STATUS_OK)
+        FUZZ_CHECK(f.data_offset + f.data_len == in.n + 100 && samples[0].duration > 0);
 }
 
 static void try_task(struct fuzz_input in)
@@ -68,7 +104,7 @@ static void try_task(struct fuzz_input in)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct fuzz_input in = {data, size};
-    switch (fuzz_u8(&in) % 4) {
+    switch (fuzz_u8(&in) % 5) {
     case 0:
         try_plan(in);
         break;
@@ -77,6 +113,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         break;
     case 2:
         try_task(in);
+        break;
+    case 3:
+        try_offer(in);
         break;
     default:
         (void)media_kind_name(media_sniff(in.n ? in.p : (const void *)"", in.n));

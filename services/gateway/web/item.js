@@ -27,12 +27,24 @@ function listLevels(levels) {
   $('level').replaceChildren(...options);
 }
 
+// One sound needs no menu.
+function listLanguages(tracks) {
+  const options = tracks.map((track, i) => new Option(track.name || track.lang, String(i)));
+  $('language').replaceChildren(...options);
+  $('languages').hidden = tracks.length < 2;
+  if (hls && hls.audioTrack >= 0) $('language').value = String(hls.audioTrack);
+}
+
 function playWithHls(url) {
   const Hls = window.Hls;
   hls = new Hls({maxBufferLength: 30});
   hls.on(Hls.Events.MANIFEST_PARSED, (_, data) => {
     listLevels(data.levels);
     $('video').play().catch(() => say('Press play.'));
+  });
+  hls.on(Hls.Events.AUDIO_TRACKS_UPDATED, (_, data) => listLanguages(data.audioTracks));
+  hls.on(Hls.Events.AUDIO_TRACK_SWITCHED, (_, data) => {
+    $('language').value = String(data.id);
   });
   hls.on(Hls.Events.ERROR, (_, data) => {
     if (data.fatal) say(`Playing stopped: ${data.details}`, true);
@@ -96,6 +108,10 @@ $('logout').addEventListener('click', async () => {
 });
 $('level').addEventListener('change', (event) => {
   if (hls) hls.currentLevel = Number(event.target.value);
+});
+
+$('language').addEventListener('change', (event) => {
+  if (hls) hls.audioTrack = Number(event.target.value);
 });
 
 if (isSignedIn()) {
