@@ -155,10 +155,11 @@ static void put_annotation(struct cleaner *c, const char *p, size_t n)
         size_t len = str_utf8_char(p + i, n - i);
         unsigned char first = (unsigned char)p[i];
         bool plain = len > 1 ? first > 0xc2
-                             : len == 1 && first >= 0x20 && first != 0x7f && first != '-' &&
-                                   first != '&' && first != '<' && first != '>';
+                             : len == 1 && first >= 0x20 && first != 0x7f && first != '&' &&
+                                   first != '<' && first != '>';
         bool mark = len == 3 && (first == 0xe2 || first == 0xef);
-        if (plain && !mark && !(first == ' ' && c->out->len == begin)) {
+        bool arrow = first == '-' && c->out->len > begin && c->out->data[c->out->len - 1] == '-';
+        if (plain && !mark && !arrow && !(first == ' ' && c->out->len == begin)) {
             if (c->out->len == begin)
                 buf_putc(c->out, ' ');
             buf_append(c->out, p + i, len);

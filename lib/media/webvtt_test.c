@@ -29,8 +29,8 @@ static const struct {
     {"</b>stray", "stray"},
     {"<c.yellow.bg_blue>x</c>", "<c.yellow.bg_blue>x</c>"},
     {"<v.loud Mary Ann>hi", "<v.loud Mary Ann>hi</v>"},
-    {"<v --><b onclick=x>hi</b>", "<v>&gt;</v>"},
-    {"<lang en-GB>x</lang>", "<lang enGB>x</lang>"},
+    {"<v --><b onclick=x>hi</b>", "<v -><b>hi</b></v>"},
+    {"<lang en-GB>x</lang>", "<lang en-GB>x</lang>"},
     {"<ruby>k<rt>a</rt></ruby>", "<ruby>k<rt>a</rt></ruby>"},
     {"<00:00:01.000>word", "word"},
     {"1 <2 and 3> 2", "1 &lt;2 and 3&gt; 2"},
@@ -53,9 +53,7 @@ static void test_cleaning_leaves_plain_text_and_known_tags(void **state)
         buf_reset(&b);
         buf_reset(&again);
         media_webvtt_clean(texts[i].in, strlen(texts[i].in), &b);
-        if (i != 12) // the arrow in a name: only that nothing of it stays
-            assert_string_equal(buf_str(&b), b.len ? texts[i].out : buf_str(&b));
-        assert_int_equal(b.len, i != 12 ? strlen(texts[i].out) : b.len);
+        assert_string_equal(buf_str(&b), texts[i].out);
         assert_null(strstr(buf_str(&b), "-->"));
         media_webvtt_clean(buf_str(&b), b.len, &again);
         assert_string_equal(buf_str(&again), buf_str(&b));
@@ -158,7 +156,8 @@ static void test_what_is_not_plain_is_refused(void **state)
     for (size_t i = 0; i < N_ELEMENTS(bad); i++)
         if (media_webvtt_is_sane(bad[i], strlen(bad[i])))
             fail_msg("row %zu is taken", i);
-    assert_false(media_webvtt_is_sane("WEBVTT\n\n00:00:01.000 --> 00:00:02.000\na\0b\n", 44));
+    static const char zero[] = "WEBVTT\n\n00:00:01.000 --> 00:00:02.000\na\0b\n";
+    assert_false(media_webvtt_is_sane(zero, sizeof(zero) - 1));
 }
 
 static void test_slice_has_the_cues_that_show_in_it(void **state)
