@@ -576,6 +576,7 @@ static void test_master_lists_languages_and_what_was_asked_for(void **state)
     assert_null(strstr(m, "GROUP-ID=\"a128\""));
     m = master_of(p, "aac-rates", &b);
     assert_non_null(strstr(m, "AUDIO=\"a64\"\nv240.m3u8"));
+    assert_non_null(strstr(m, "CODECS=\"mp4a.40.2\",AUDIO=\"a64\"\na64.m3u8"));
     m = master_of(p, "opus", &b);
     assert_non_null(strstr(m, "AUDIO=\"o128\"\nv480.m3u8"));
     assert_null(strstr(m, "a128"));

@@ -20,7 +20,7 @@ struct media_offer {
     bool copies;           // the source's packets, packed anew
     bool surround;         // more than two channels
     bool normalised;       // even loudness instead of the source's
-    bool rates;            // sound at every rate
+    bool rates;            // sound at every rate, and without pictures too
 };
 // dst holds MEDIA_OFFER_SIZE bytes.
 void media_offer_name(const struct media_offer *o, char *dst);

@@ -228,17 +228,22 @@ static void put_keys_variant(const struct media_plan *p, size_t i, struct buf *b
                bps, r->codecs, r->width, r->height, r->id);
 }
 
+// in_groups: they are variants of a film, and their groups hold the other tracks.
 static void put_audio_variants(const struct media_plan *p, const struct media_offer *o,
-                               const struct media_rate *rates, struct buf *b)
+                               const struct media_rate *rates, bool in_groups, struct buf *b)
 {
     for (size_t i = 0; i < p->n_renditions; i++) {
         const struct media_rendition *r = &p->renditions[i];
+        char family[16];
         if (!is_offered(p, o, i, MEDIA_AUDIO) || r->track != default_track(p, o))
             continue;
         struct media_rate rate = rate_at(p, rates, i);
-        buf_printf(b,
-                   "#EXT-X-STREAM-INF:BANDWIDTH=%u,AVERAGE-BANDWIDTH=%u,CODECS=\"%s\"\n%s.m3u8\n",
-                   rate.peak_bps, rate.mean_bps, r->codecs, r->id);
+        media_rendition_family(r, family);
+        buf_printf(b, "#EXT-X-STREAM-INF:BANDWIDTH=%u,AVERAGE-BANDWIDTH=%u,CODECS=\"%s\"",
+                   rate.peak_bps, rate.mean_bps, r->codecs);
+        if (in_groups)
+            buf_printf(b, ",AUDIO=\"%s\"", family);
+        buf_printf(b, "\n%s.m3u8\n", r->id);
     }
 }
 
@@ -254,6 +259,8 @@ static void put_video_variants(const struct media_plan *p, const struct media_of
             if (is_offered(p, o, i, MEDIA_VIDEO))
                 put_variant(p, o, rates, i, (int)a, b);
     }
+    if (o->rates) // the film's sound alone, for lines too slow for any picture
+        put_audio_variants(p, o, rates, true, b);
     for (size_t i = 0; i < p->n_renditions; i++)
         if (silent && is_offered(p, o, i, MEDIA_VIDEO))
             put_variant(p, o, rates, i, -1, b);
@@ -268,7 +275,7 @@ enum status media_playlist_master(const struct media_plan *p, const struct media
 {
     buf_puts(b, "#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-INDEPENDENT-SEGMENTS\n");
     if (!p->video.n_segments) {
-        put_audio_variants(p, offer, rates, b);
+        put_audio_variants(p, offer, rates, false, b);
         return finish(b, err);
     }
     for (size_t i = 0; i < p->n_renditions; i++)
