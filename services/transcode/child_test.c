@@ -28,6 +28,7 @@ struct source {
     int64_t size;
     enum status fails; // instead of bytes
     uint32_t window;   // blocks; 0: as many as the child likes
+    uint32_t codecs;   // that the probe is asked for, bits
     int64_t most_held; // bytes of the source in memory, as seen when more was asked for
     size_t n_segments;
     uint64_t hash; // of all segments' bytes, in order of coming
@@ -105,8 +106,11 @@ static struct child_job job_for(struct source *s, const struct media_task *t, in
 
 static struct child_result probe(struct source *s)
 {
-    struct media_task t = {
-        .kind = MEDIA_TASK_PROBE, .source_size = s->size, .threads = 1, .window_blocks = s->window};
+    struct media_task t = {.kind = MEDIA_TASK_PROBE,
+                           .source_size = s->size,
+                           .threads = 1,
+                           .options = {.video_codecs = s->codecs},
+                           .window_blocks = s->window};
     struct child_job job = job_for(s, &t, 60000);
     struct child_result r;
     child_run(&job, &r);
@@ -166,6 +170,42 @@ static void test_probe_and_chunks_of_a_film_agree_with_the_plan(void **state)
                 by_chunk = s.hash;
         }
         assert_true(by_chunk == s.hash);
+    }
+    child_result_done(&p);
+    close(s.fd);
+}
+
+// Their encoders do more than x264: threads, priorities, questions about the machine.
+static void test_other_codecs_work_confined(void **state)
+{
+    (void)state;
+    static const char *const ids[] = {"v240-hevc", "v240-av1", "v240-vp9", "vcopy"};
+    struct source s;
+    if (!open_media("video/nasa_2video_2audio_2movtext.mp4", &s))
+        skip();
+    s.codecs = 1U << MEDIA_CODEC_HEVC | 1U << MEDIA_CODEC_AV1 | 1U << MEDIA_CODEC_VP9;
+    struct child_result p = probe(&s);
+    assert_int_equal(p.outcome, CHILD_OK);
+    s.plan = p.plan;
+    for (size_t i = 0; i < N_ELEMENTS(ids); i++) {
+        int r = media_plan_find(p.plan, ids[i]);
+        assert_true(r >= 0);
+        struct media_task t = {.kind = MEDIA_TASK_CHUNK,
+                               .source_size = s.size,
+                               .threads = 2,
+                               .n_segments = 1,
+                               .n_renditions = 1,
+                               .renditions = {(uint8_t)r},
+                               .plan = p.plan_bytes,
+                               .plan_len = p.plan_len};
+        struct child_job job = job_for(&s, &t, 60000);
+        struct child_result ret;
+        s.n_segments = 0;
+        child_run(&job, &ret);
+        if (ret.outcome != CHILD_OK)
+            fail_msg("%s: %s: %s", ids[i], child_outcome_name(ret.outcome), ret.text);
+        assert_int_equal(s.n_segments, 1);
+        child_result_done(&ret);
     }
     child_result_done(&p);
     close(s.fd);
@@ -499,6 +539,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_probe_and_chunks_of_a_film_agree_with_the_plan),
+        cmocka_unit_test(test_other_codecs_work_confined),
         cmocka_unit_test(test_film_larger_than_the_window_is_read_through_it),
         cmocka_unit_test(test_failed_fetch_is_source),
         cmocka_unit_test(test_cancel_ends_it),

@@ -147,6 +147,7 @@ static const int allowed[] = {
     SYS_sigaltstack,
     SYS_gettid,
     SYS_getpid,
+    SYS_geteuid, // SVT-AV1 asks whether it may change its priority
     SYS_sched_yield,
     SYS_sched_getaffinity,
     SYS_getcpu,
@@ -184,6 +185,7 @@ static const struct {
     {SYS_set_mempolicy, EPERM},
     {SYS_get_mempolicy, EPERM},
     {SYS_sched_setscheduler, EPERM},
+    {SYS_sched_setaffinity, EPERM},
     {SYS_setpriority, EPERM},
     {SYS_statx, EACCES},
 #if defined(__x86_64__)
