@@ -26,6 +26,7 @@
 #define ORCH_DIGEST_SIZE 32
 #define ORCH_TASK_CHANNEL "orchestrator_task" // something may be leased
 #define ORCH_LOST_CHANNEL "orchestrator_lost" // leases were taken away from whoever held them
+#define ORCH_UNPUBLISHED_CHANNEL "orchestrator_unpublished" // payload: an item that lost segments
 #define ORCH_ITEM_CHANNEL "orchestrator_item" // payload: the item that changed
 
 #define ORCH_LEASE_MS 15000
@@ -55,6 +56,7 @@ enum orch_priority {
     ORCH_PRIO_TEXTS = 340,
     ORCH_PRIO_IMAGES = 350,
     ORCH_PRIO_AUDIO = 400,
+    ORCH_PRIO_VERIFY = 500,
     ORCH_PRIO_FIRST_TOP = 600, // first segment, the highest rung alone
     ORCH_PRIO_FIRST = 650,     // first segment, all other rungs
     ORCH_PRIO_FIRST_AUDIO = 660,
@@ -72,6 +74,8 @@ struct orch_options {
     int64_t upload_ttl_ms; // an upload that nobody continues is dropped then
     int64_t failed_ttl_ms; // a dead job's source is kept that long for a retry
     struct svc_event_options events;
+    // Checks of results: a new worker's first tasks, then one in so many; 0: none.
+    int64_t verify_first, verify_one_in;
     char *local_worker; // node id of the worker of last resort; NULL, "off": none
     int64_t local_worker_after_ms;
 };
@@ -328,6 +332,9 @@ enum status subtitles_fill(struct arena *a, const struct item *it, const char *b
                            struct Orchestrator__SubtitleInfo ***ret, size_t *ret_n,
                            struct err *err) MUST_CHECK;
 
+// Inside a transaction: the job of a task that is done has ended, when that was the last.
+enum status publish_end(struct db_conn *c, const struct queue_task *t, struct err *err) MUST_CHECK;
+
 // ---- items (items.c): a cache of what playing needs ----
 struct item_plan { // reference counted, immutable
     unsigned n_refs;
@@ -379,6 +386,8 @@ int items_place(const struct media_plan *p, const char *rendition, size_t *ret_n
 // How many segments of a rendition are published.
 int32_t items_n_ready(struct items *c, const char *id, const char *rendition);
 void items_changed(struct items *c, const char *id); // NULL: all may have
+// Segments of it were taken back: what is remembered of them does not count.
+void items_unpublished(struct items *c, const char *id);
 
 // ---- origins' health (backends.c) ----
 struct backend_info {
@@ -421,6 +430,20 @@ void hub_free(struct hub *h);
 enum status hub_park(struct hub *h, enum hub_topic topic, const char *item, int64_t deadline_us,
                      struct cancel *cancel, hub_try_fn fn, void *ud, struct err *err) MUST_CHECK;
 void hub_wake(struct hub *h, enum hub_topic topic, const char *item); // NULL: all of the topic
+
+// ---- checks of results (verify.c) ----
+bool verify_is(const char *kind);
+// Inside a transaction that marked that task done: order a check of what the worker made, or not.
+enum status verify_order(struct db_conn *c, const struct orch_options *opt, const char *worker,
+                         const struct queue_task *t, struct err *err) MUST_CHECK;
+// For the lease of a check: what is to be looked at.
+enum status verify_describe(struct orch *o, struct arena *a, const struct queue_task *q,
+                            Transcode__Task *t, struct err *err) MUST_CHECK;
+// A worker says that a task failed. When it is a check that comes to its end by that (a result is
+// wrong, or there will be no verdict) *ret_handled; *ret_transient: it is a check, and nothing that
+// it says is the input's fault.
+enum status verify_failed(struct orch *o, const char *worker, const Transcode__FailRequest *req,
+                          const char *message, bool *ret_handled, bool *ret_transient, struct err *err) MUST_CHECK;
 
 // ---- the worker of last resort (local_worker.c); the queue's thread only, but for free ----
 struct local_worker;

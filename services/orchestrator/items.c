@@ -460,6 +460,17 @@ int32_t items_n_ready(struct items *c, const char *id, const char *rendition)
     return n;
 }
 
+void items_unpublished(struct items *c, const char *id)
+{
+    pthread_mutex_lock(&c->lock);
+    struct entry *e = find(c, id);
+    if (e) {
+        forget_segments(e);
+        e->changes++;
+    }
+    pthread_mutex_unlock(&c->lock);
+}
+
 void items_changed(struct items *c, const char *id)
 {
     pthread_mutex_lock(&c->lock);

@@ -73,6 +73,8 @@ static void on_notify(void *ud, const char *channel, const char *payload)
         hub_wake(o->hub, HUB_TASKS, NULL);
         hub_wake(o->hub, HUB_ITEM, NULL);
         hub_wake(o->hub, HUB_LEASES, NULL);
+    } else if (str_eq(channel, ORCH_UNPUBLISHED_CHANNEL)) {
+        items_unpublished(o->items, payload);
     } else if (str_eq(channel, ORCH_LOST_CHANNEL)) {
         hub_wake(o->hub, HUB_LEASES, NULL);
     } else if (str_eq(channel, ORCH_TASK_CHANNEL)) {
@@ -86,7 +88,8 @@ static void on_notify(void *ud, const char *channel, const char *payload)
 
 enum status orch_new(const struct orch_env *env, struct orch **ret, struct err *err)
 {
-    static const char *const channels[] = {ORCH_TASK_CHANNEL, ORCH_ITEM_CHANNEL, ORCH_LOST_CHANNEL};
+    static const char *const channels[] = {ORCH_TASK_CHANNEL, ORCH_ITEM_CHANNEL, ORCH_LOST_CHANNEL,
+                                           ORCH_UNPUBLISHED_CHANNEL};
     static const unsigned readers = ROLE_NODE_ORCHESTRATOR | ROLE_NODE_STORE | ROLE_NODE_GATEWAY;
     static const struct event_topic topics[] = {
         {"upload", readers}, {"transcode", readers}, {"swarm", readers | ROLE_NODE_ORIGIN}};
@@ -280,6 +283,10 @@ static const struct cfg_option rows[] = {
      "an upload that nobody finishes is dropped after this"},
     {"failed-ttl", CFG_DURATION_MS, OPT(failed_ttl_ms), "7d", 1000, INT64_MAX,
      "how long the source of a failed job is kept for a retry"},
+    {"verify-first", CFG_I64, OPT(verify_first), "3", 0, INT64_MAX,
+     "how many of a new worker's results are checked by decoding them"},
+    {"verify-one-in", CFG_I64, OPT(verify_one_in), "100", 0, INT64_MAX,
+     "of how many later ones one is; 0: none"},
     {"local-worker", CFG_STRING, OPT(local_worker), "off", 0, 0,
      "node id (of role transcode) that this host works as while no other worker is up, or off"},
     {"local-worker-after", CFG_DURATION_MS, OPT(local_worker_after_ms), "60s", 20000, INT64_MAX,

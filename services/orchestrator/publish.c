@@ -243,6 +243,7 @@ enum status publish_tasks(const struct media_plan *plan, struct publish_task **r
 
 struct publication {
     const struct publish_result *r;
+    const struct orch_options *options;
     const struct media_plan *plan; // of the item (chunk), or that was found (probe)
     const struct svc_node *move_to;
     struct publish_task *tasks;
@@ -527,6 +528,17 @@ static enum status become_done(struct db_conn *c, const struct publication *p,
     return tell(c, t, "job.done", p->owner, &json, err);
 }
 
+enum status publish_end(struct db_conn *c, const struct queue_task *t, struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_exec(c, "SELECT owner FROM orchestrator.job WHERE id = $1::uuid",
+                            DB_PARAMS(DB_TEXT(t->job)), &r, err);
+    if (s != STATUS_OK || db_result_n_rows(r) == 0)
+        return s;
+    struct publication p = {.owner = db_text(r, 0, 0)};
+    return become_done(c, &p, t, err);
+}
+
 static enum status publish_made(struct db_conn *c, const struct publication *p,
                                 const struct queue_hold *h, struct err *err)
 {
@@ -615,6 +627,8 @@ static enum status publish_tx(struct db_conn *c, void *ud, struct err *err)
         s = publish_move(c, t, err);
     if (s == STATUS_OK && str_eq(t->kind, "probe"))
         s = publish_plan(c, p, t, err);
+    if (s == STATUS_OK)
+        s = verify_order(c, p->options, p->r->worker, t, err);
     if (s == STATUS_OK && !made)
         s = queue_notify(c, ORCH_TASK_CHANNEL, "", err);
     if (s == STATUS_OK && made)
@@ -666,6 +680,8 @@ static enum status check_moved(struct orch *o, const struct item *it, const char
 static enum status prepare(struct orch *o, struct publication *p, const struct item *it,
                            const char *target, struct item_plan **ret_plan, struct err *err)
 {
+    if (verify_is(p->expect_kind))
+        return STATUS_OK;
     if (str_eq(p->expect_kind, "move"))
         return check_moved(o, it, target, err);
     if (queue_is_planned(p->expect_kind)) {
@@ -705,8 +721,11 @@ enum status publish(struct orch *o, const struct publish_result *r, struct publi
         return s;
     char away[ORCH_AWAY_TEXT];
     backends_away(o->backends, away, sizeof away);
-    struct publication p = {
-        .r = r, .away = away, .expect_kind = db_text(row, 0, 1), .owner = it.owner};
+    struct publication p = {.r = r,
+                            .options = o->env.options,
+                            .away = away,
+                            .expect_kind = db_text(row, 0, 1),
+                            .owner = it.owner};
     AUTO(item_plan_unref_p) struct item_plan *plan = NULL;
     s = prepare(o, &p, &it, db_text(row, 0, 2), &plan, err);
     if (s == STATUS_OK)

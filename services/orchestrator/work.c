@@ -75,6 +75,7 @@ static Transcode__TaskKind task_kind(const char *kind)
     return str_eq(kind, "probe")    ? TRANSCODE__TASK_KIND__PROBE
            : str_eq(kind, "chunk")  ? TRANSCODE__TASK_KIND__CHUNK
            : str_eq(kind, "images") ? TRANSCODE__TASK_KIND__IMAGES
+           : verify_is(kind)        ? TRANSCODE__TASK_KIND__VERIFY
            : str_eq(kind, "texts")  ? TRANSCODE__TASK_KIND__TEXTS
                                     : TRANSCODE__TASK_KIND__MOVE;
 }
@@ -83,7 +84,7 @@ static enum status describe(struct orch *o, struct arena *a, const struct queue_
                             Transcode__Task **ret, struct err *err)
 {
     AUTO(item_done) struct item it = {0};
-    bool planned = queue_is_planned(q->kind);
+    bool planned = queue_is_planned(q->kind) || verify_is(q->kind);
     enum status s = planned ? items_get_planned(o->items, q->item, &it, err)
                             : items_get(o->items, q->item, &it, err);
     if (s != STATUS_OK)
@@ -183,6 +184,10 @@ static enum status claim_all(struct lease_wait *w, Transcode__LeaseReply *reply,
         s = describe(o, a, &q, &t, err);
         if (s == STATUS_OK)
             s = describe_made(o, a, &q, t, err);
+        if (s == STATUS_OK && t->kind == TRANSCODE__TASK_KIND__PROBE)
+            s = upload_options(o, a, q.item, t, err);
+        if (s == STATUS_OK)
+            s = verify_describe(o, a, &q, t, err);
         if (s != STATUS_OK) {
             struct err ignored = ERR_INIT;
             bool retry = false;
@@ -440,6 +445,7 @@ static const struct {
     [TRANSCODE__FAIL_CLASS__CRASH] = {QUEUE_CRASH, "the codec process died"},
     [TRANSCODE__FAIL_CLASS__TIMEOUT] = {QUEUE_TRANSIENT, "the codec process took too long"},
     [TRANSCODE__FAIL_CLASS__RESOURCE] = {QUEUE_TRANSIENT, "the worker is short of resources"},
+    [TRANSCODE__FAIL_CLASS__MISMATCH] = {QUEUE_TRANSIENT, "no check, and yet refuted"},
 };
 
 static enum status fail(struct rpc_call *call, const Transcode__FailRequest *req,
@@ -450,9 +456,13 @@ static enum status fail(struct rpc_call *call, const Transcode__FailRequest *req
         return err_set(err, STATUS_INVALID_ARGUMENT, "bad task id or class of failure");
     char message[MAX_MESSAGE + 1];
     str_copy(message, sizeof message, *req->message ? req->message : failures[req->class_].text);
-    bool will_retry = false;
-    enum status s = queue_fail(o->db, worker_id(call), req->task_id, req->fence,
-                               failures[req->class_].why, message, &will_retry, err);
+    bool will_retry = false, handled = false, transient = false;
+    enum status s = verify_failed(o, worker_id(call), req, message, &handled, &transient, err);
+    if (s != STATUS_OK || handled)
+        return s;
+    s = queue_fail(o->db, worker_id(call), req->task_id, req->fence,
+                   transient ? QUEUE_TRANSIENT : failures[req->class_].why, message, &will_retry,
+                   err);
     if (s != STATUS_OK)
         return s;
     log_info(rpc_call_log(call), "task_failed", F_STR("task", req->task_id),

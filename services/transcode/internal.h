@@ -101,6 +101,18 @@ enum status source_read(struct source *s, int64_t offset, size_t len, void *dst,
                         struct err *err) MUST_CHECK;
 double source_seconds(const struct source *s); // spent waiting for bytes
 
+// ---- what a check looks at (verify.c) ----
+struct checks;
+// Fetches the segments that the task names. errors  FAILED_PRECONDITION: some are not published any
+// more; those of source_read()
+enum status checks_new(struct run *r, const struct media_plan *plan, struct checks **ret,
+                       struct err *err) MUST_CHECK;
+void checks_free(struct checks *c);
+int64_t checks_total(const struct checks *c); // bytes of the source with all that is behind it
+// As source_read(), of that.
+enum status checks_read(const struct checks *c, struct source *s, int64_t offset, size_t len,
+                        void *dst, struct err *err) MUST_CHECK;
+
 // ---- storing results (sink.c): a queue of segments and a thread that puts them ----
 struct sink;
 // On the sink's thread, with what was stored since the last call, whenever nothing is left to

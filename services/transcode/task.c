@@ -87,6 +87,7 @@ struct work { // what the callbacks share
     struct arena *arena;
     struct source *source;
     struct sink *sink;
+    struct checks *checks;   // verify; else NULL
     struct media_plan *plan; // chunk, images
     Transcode__CompleteRequest *ret;
     size_t n_outputs; // that the task has to make
@@ -115,7 +116,8 @@ static void fail_status(struct run_verdict *v, enum status s, const struct err *
 static enum status on_fetch(void *ud, int64_t offset, size_t len, void *dst, struct err *err)
 {
     struct work *w = ud;
-    return source_read(w->source, offset, len, dst, err);
+    return w->checks ? checks_read(w->checks, w->source, offset, len, dst, err)
+                     : source_read(w->source, offset, len, dst, err);
 }
 
 static void on_progress(void *ud, int64_t done, int64_t total)
@@ -487,6 +489,49 @@ static void run_child(struct work *w, const struct media_task *task, int64_t lim
     w->ret->seconds->cpu += (double)ret->cpu_us / 1e6;
 }
 
+// ---------------------------------------------------------------- verify
+
+static enum status read_check(struct work *w, struct media_task *ret, struct err *err)
+{
+    const Transcode__Task *t = w->run->task;
+    enum status s = read_plan(w, err);
+    if (s == STATUS_OK)
+        s = checks_new(w->run, w->plan, &w->checks, err);
+    if (s != STATUS_OK)
+        return s;
+    *ret = (struct media_task){.kind = MEDIA_TASK_VERIFY,
+                               .source_size = checks_total(w->checks),
+                               .threads = w->run->threads,
+                               .window_blocks = window_blocks(w->run),
+                               .first_segment = (uint32_t)t->first_segment,
+                               .n_segments = (uint32_t)t->n_segments,
+                               .plan = t->plan.data,
+                               .plan_len = t->plan.len};
+    for (size_t i = 0; i < t->n_renditions; i++)
+        ret->renditions[ret->n_renditions++] =
+            (uint8_t)media_plan_find(w->plan, t->renditions[i]); // checks_new() has found it
+    return STATUS_OK;
+}
+
+// Whatever goes wrong with a check but its verdict says nothing about what is checked.
+static void verify(struct work *w, struct run_verdict *v)
+{
+    struct err err = ERR_INIT;
+    struct media_task task;
+    enum status s = read_check(w, &task, &err);
+    if (s != STATUS_OK) {
+        fail_status(v, s, &err);
+        return;
+    }
+    struct child_result c = {0};
+    run_child(w, &task, CHUNK_MS, false, &c);
+    if (c.outcome == CHILD_REJECTED)
+        fail(v, TRANSCODE__FAIL_CLASS__MISMATCH, c.text);
+    else if (c.outcome != CHILD_OK)
+        fail(v, TRANSCODE__FAIL_CLASS__TRANSIENT, c.text);
+    child_result_done(&c);
+}
+
 // ---------------------------------------------------------------- move
 
 static enum status on_copy(void *ud, int64_t offset, size_t len, void *dst, struct err *err)
@@ -536,6 +581,9 @@ static void do_task(struct work *w, struct run_verdict *v)
     case TRANSCODE__TASK_KIND__TEXTS:
         make(w, v);
         break;
+    case TRANSCODE__TASK_KIND__VERIFY:
+        verify(w, v);
+        break;
     case TRANSCODE__TASK_KIND__MOVE:
         move(w, v);
         break;
@@ -577,6 +625,7 @@ void run_task(struct run *r, struct arena *a, Transcode__CompleteRequest *ret,
         ret->seconds->fetch = source_seconds(w.source);
     keep_rest(&w, verdict);
     sink_free(w.sink);
+    checks_free(w.checks);
     source_free(w.source);
     pthread_mutex_destroy(&w.lock);
     media_plan_free(w.plan);
