@@ -48,6 +48,8 @@ static enum status fill_opts(struct ctl *k, cauce_upload_opts *o, char currency[
     cauce_upload_opts_init(o);
     o->title = k->opt[OPT_TITLE];
     o->description = k->opt[OPT_DESCRIPTION];
+    o->preset = k->opt[OPT_PRESET];
+    o->video_codecs = k->opt[OPT_CODECS];
     o->publish = ctl_has(k, OPT_PUBLIC);
     o->sync = ctl_has(k, OPT_SYNC);
     o->stall_ms = (uint32_t)k->timeout_ms;
@@ -84,7 +86,7 @@ static enum status cmd_upload(struct ctl *k)
 static const struct command commands[] = {
     {"upload", "FILE..", 1, 64,
      ALLOW(OPT_TITLE) | ALLOW(OPT_DESCRIPTION) | ALLOW(OPT_PRICE) | ALLOW(OPT_PUBLIC) |
-         ALLOW(OPT_WAIT) | ALLOW(OPT_SYNC),
+         ALLOW(OPT_WAIT) | ALLOW(OPT_SYNC) | ALLOW(OPT_PRESET) | ALLOW(OPT_CODECS),
      CONNECTED, cmd_upload, "upload files; the same again continues"},
 };
 const struct command_group upload_commands = {commands, N_ELEMENTS(commands)};

@@ -27,6 +27,8 @@ enum option {
     OPT_EVERYWHERE,
     OPT_TITLE,
     OPT_DESCRIPTION,
+    OPT_PRESET,
+    OPT_CODECS,
     OPT_PRICE,
     OPT_PUBLIC,
     OPT_WAIT,

@@ -18,6 +18,8 @@ enum {
     BATCH_TIMEOUT_MS = 10 * 60 * 1000,
     COMMIT_TIMEOUT_MS = 120 * 1000,
     DEFAULT_STALL_MS = 60000,
+    MAX_CODECS = 8,
+    MAX_CODECS_TEXT = 128,
 };
 
 struct upload {
@@ -256,6 +258,14 @@ static enum status commit(struct upload *u, Orchestrator__CommitReply **ret, str
     req.price = u->o->price_minor ? &price : NULL;
     req.public_ = u->o->publish != 0;
     req.sync = u->o->sync != 0;
+    char list[MAX_CODECS_TEXT], *words[MAX_CODECS];
+    req.preset = client_str(u->o->preset);
+    req.video_codecs = words;
+    str_copy(list, sizeof(list), client_str(u->o->video_codecs));
+    char *rest = list;
+    for (char *word; (word = strsep(&rest, ",")) && req.n_video_codecs < MAX_CODECS;)
+        if (*word)
+            words[req.n_video_codecs++] = word;
     struct client_try t;
     enum status s =
         client_try_begin(&t, u->c, CLIENT_LOGGED_IN, NULL, COMMIT_TIMEOUT_MS, u->cancel, err);

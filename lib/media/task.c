@@ -9,6 +9,29 @@
 #define MAX_THREADS 64
 #define MAX_GAIN_MDB 60000
 
+enum status media_options_parse(const char *preset, const char *const *codecs, size_t n_codecs,
+                                struct media_options *ret, struct err *err)
+{
+    static const enum media_codec known[] = {MEDIA_CODEC_HEVC, MEDIA_CODEC_AV1, MEDIA_CODEC_VP9};
+    struct media_options o = {.preset = MEDIA_PRESET_FAST};
+    if (str_eq(preset, "quality"))
+        o.preset = MEDIA_PRESET_QUALITY;
+    else if (*preset && !str_eq(preset, "fast"))
+        return err_set(err, STATUS_INVALID_ARGUMENT, "preset %s: there are fast and quality",
+                       preset);
+    for (size_t i = 0; i < n_codecs; i++) {
+        size_t k = 0;
+        while (k < N_ELEMENTS(known) && !str_eq(codecs[i], media_codec_name(known[k])))
+            k++;
+        if (k == N_ELEMENTS(known))
+            return err_set(err, STATUS_INVALID_ARGUMENT,
+                           "video codec %s: hevc, av1 and vp9 can be had besides H.264", codecs[i]);
+        o.video_codecs |= 1U << known[k];
+    }
+    *ret = o;
+    return STATUS_OK;
+}
+
 enum status media_task_encode(const struct media_task *t, struct buf *ret, struct err *err)
 {
     buf_put_u8(ret, (uint8_t)t->kind);

@@ -27,7 +27,7 @@
 #define ORCH_TASK_CHANNEL "orchestrator_task" // something may be leased
 #define ORCH_LOST_CHANNEL "orchestrator_lost" // leases were taken away from whoever held them
 #define ORCH_UNPUBLISHED_CHANNEL "orchestrator_unpublished" // payload: an item that lost segments
-#define ORCH_ITEM_CHANNEL "orchestrator_item" // payload: the item that changed
+#define ORCH_ITEM_CHANNEL "orchestrator_item"               // payload: the item that changed
 
 #define ORCH_LEASE_MS 15000
 #define ORCH_RENEW_MS 5000
@@ -174,6 +174,9 @@ enum status queue_depths(struct rpc_call *call, const Orchestrator__QueueRequest
 // errors  FAILED_PRECONDITION: leaves are missing (the upload is open again); UNAVAILABLE
 enum status commit_run(struct orch *o, const char *upload_id, int64_t deadline_us,
                        struct err *err) MUST_CHECK;
+// What its uploader chose, for the probe of an item.
+enum status upload_options(struct orch *o, struct arena *a, const char *item, Transcode__Task *t,
+                           struct err *err) MUST_CHECK;
 // An upload that nobody continues, or that was asked to go: drop it at its origin.
 enum status commit_abort(struct orch *o, const char *upload_id, struct err *err) MUST_CHECK;
 
@@ -443,7 +446,8 @@ enum status verify_describe(struct orch *o, struct arena *a, const struct queue_
 // wrong, or there will be no verdict) *ret_handled; *ret_transient: it is a check, and nothing that
 // it says is the input's fault.
 enum status verify_failed(struct orch *o, const char *worker, const Transcode__FailRequest *req,
-                          const char *message, bool *ret_handled, bool *ret_transient, struct err *err) MUST_CHECK;
+                          const char *message, bool *ret_handled, bool *ret_transient,
+                          struct err *err) MUST_CHECK;
 
 // ---- the worker of last resort (local_worker.c); the queue's thread only, but for free ----
 struct local_worker;

@@ -458,6 +458,19 @@ static enum status commit(struct upload *u, bool sync, const struct rpc_opts *wh
     return s;
 }
 
+static enum status commit_as(struct upload *u, char *preset, char **codecs, size_t n_codecs,
+                             struct err *e)
+{
+    Orchestrator__CommitRequest req;
+    orchestrator__commit_request__init(&req);
+    req.upload_id = u->id;
+    req.preset = preset;
+    req.video_codecs = codecs;
+    req.n_video_codecs = n_codecs;
+    AUTO(rpc_message_free_p) Orchestrator__CommitReply *reply = NULL;
+    return orchestrator_upload_commit(w.as_user, &ana, &req, &reply, e);
+}
+
 static void committed_film(struct upload *u)
 {
     char state[16];
@@ -563,6 +576,25 @@ static void plan_film(uint32_t n_frames)
     assert_int_equal(l->n_tasks, 1);
     assert_int_equal(l->tasks[0]->kind, TRANSCODE__TASK_KIND__PROBE);
     must(complete_probe(0, l->tasks[0], n_frames, &err));
+}
+
+static void test_what_the_uploader_chose_comes_to_the_probe(void **state)
+{
+    (void)state;
+    char fast[] = "fast", quality[] = "quality", odd[] = "best", hevc[] = "hevc", av1[] = "av1";
+    char *codecs[] = {hevc, av1}, *unknown[] = {hevc, odd};
+    struct upload u;
+    open_film(&u);
+    must_fail(STATUS_INVALID_ARGUMENT, commit_as(&u, odd, NULL, 0, &err));
+    must_fail(STATUS_INVALID_ARGUMENT, commit_as(&u, fast, unknown, 2, &err));
+    must(commit_as(&u, quality, codecs, 2, &err));
+    AUTO(rpc_message_free_p) Transcode__LeaseReply *l = lease(0, 1, 5000);
+    assert_int_equal(l->n_tasks, 1);
+    assert_string_equal(l->tasks[0]->item_id, u.item);
+    assert_string_equal(l->tasks[0]->preset, "quality");
+    assert_int_equal(l->tasks[0]->n_video_codecs, 2);
+    assert_string_equal(l->tasks[0]->video_codecs[0], "hevc");
+    assert_string_equal(l->tasks[0]->video_codecs[1], "av1");
 }
 
 static void do_all_chunks(void)
@@ -1532,6 +1564,7 @@ int main(void)
         TEST(test_bytes_are_taken_as_proven_for_who_has_an_item_of_them_only),
         TEST(test_uploads_of_others_are_not_found),
         TEST(test_commit_answers_the_same_again),
+        TEST(test_what_the_uploader_chose_comes_to_the_probe),
         TEST(test_commit_of_an_incomplete_upload_leaves_it_open),
         TEST(test_commit_that_was_cut_off_is_finished_by_the_sweeper),
         TEST(test_abort_drops_the_upload_at_its_origin),

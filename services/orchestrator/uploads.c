@@ -1,15 +1,18 @@
 // Upload.*: a place for new bytes, and their way to an item.
 #include "orchestrator/internal.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "cauce/orchestrator.rpc.h"
 #include "cauce/origin.rpc.h"
+#include "cauce/transcode.rpc.h"
 
 #include "base/mem.h"
 #include "base/str.h"
 #include "base/time.h"
 #include "media/sniff.h"
+#include "media/task.h"
 
 #define MAX_HEAD 4096
 #define MAX_NAME 255
@@ -378,6 +381,14 @@ static void default_title(char *dst, size_t size, const char *filename)
 
 static enum status check_commit(const Orchestrator__CommitRequest *req, struct err *err)
 {
+    struct media_options chosen;
+    struct err why = ERR_INIT;
+    if (media_options_parse(req->preset, NULL, 0, &chosen, &why) != STATUS_OK)
+        return rpc_bad_field(err, "preset", "%s", why.msg);
+    if (req->n_video_codecs > MEDIA_N_CODECS ||
+        media_options_parse("", (const char *const *)req->video_codecs, req->n_video_codecs,
+                            &chosen, &why) != STATUS_OK)
+        return rpc_bad_field(err, "video_codecs", "%s", why.msg);
     if (strlen(req->title) > MAX_TITLE)
         return rpc_bad_field(err, "title", "a title has at most %d bytes", MAX_TITLE);
     if (strlen(req->description) > MAX_DESCRIPTION)
@@ -393,9 +404,41 @@ static enum status check_commit(const Orchestrator__CommitRequest *req, struct e
     return STATUS_OK;
 }
 
+// "hevc,av1"
+static void join_codecs(const Orchestrator__CommitRequest *req, char *ret, size_t size)
+{
+    size_t n = 0;
+    ret[0] = '\0';
+    for (size_t i = 0; i < req->n_video_codecs && n < size; i++)
+        n += (size_t)snprintf(ret + n, size - n, "%s%s", i ? "," : "", req->video_codecs[i]);
+}
+
+enum status upload_options(struct orch *o, struct arena *a, const char *item, Transcode__Task *t,
+                           struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_query(o->db,
+                             "SELECT u.preset, u.video_codecs FROM orchestrator.upload u "
+                             "JOIN orchestrator.item i ON i.upload = u.id WHERE i.id = $1::uuid",
+                             DB_PARAMS(DB_TEXT(item)), &r, err);
+    if (s != STATUS_OK || db_result_n_rows(r) == 0)
+        return s;
+    t->preset = orch_str(a, db_text(r, 0, 0));
+    char *list = arena_strdup(a, db_text(r, 0, 1));
+    t->video_codecs = arena_array(a, MEDIA_N_CODECS, sizeof t->video_codecs[0]);
+    if (!list || !t->video_codecs)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "lease: out of memory");
+    for (char *word; (word = strsep(&list, ",")) && t->n_video_codecs < MEDIA_N_CODECS;)
+        if (*word)
+            t->video_codecs[t->n_video_codecs++] = word;
+    return STATUS_OK;
+}
+
 static enum status begin_commit(struct orch *o, const Orchestrator__CommitRequest *req,
                                 const char *filename, struct err *err)
 {
+    char codecs[64];
+    join_codecs(req, codecs, sizeof codecs);
     char title[MAX_TITLE + 1];
     if (*req->title)
         str_copy(title, sizeof title, req->title);
@@ -405,11 +448,13 @@ static enum status begin_commit(struct orch *o, const Orchestrator__CommitReques
     return db_query(o->db,
                     "UPDATE orchestrator.upload SET state = 'committing', updated = now(),"
                     "  title = $2::text, description = $3::text, price_minor = $4::bigint,"
-                    "  price_currency = $5::text, publish = $6::bool "
+                    "  price_currency = $5::text, publish = $6::bool, preset = $7::text,"
+                    "  video_codecs = $8::text "
                     "WHERE id = $1::uuid AND state IN ('opening', 'open')",
                     DB_PARAMS(DB_TEXT(req->upload_id), DB_TEXT(title), DB_TEXT(req->description),
                               DB_I64(priced ? req->price->minor : 0),
-                              DB_TEXT(priced ? req->price->currency : ""), DB_BOOL(req->public_)),
+                              DB_TEXT(priced ? req->price->currency : ""), DB_BOOL(req->public_),
+                              DB_TEXT(req->preset), DB_TEXT(codecs)),
                     NULL, err);
 }
 

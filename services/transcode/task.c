@@ -179,6 +179,13 @@ static void probe(struct work *w, struct run_verdict *v)
                               .source_size = w->run->task->source_size,
                               .threads = w->run->threads,
                               .window_blocks = window_blocks(w->run)};
+    const Transcode__Task *t = w->run->task;
+    struct err err = ERR_INIT;
+    if (media_options_parse(t->preset, (const char *const *)t->video_codecs, t->n_video_codecs,
+                            &task.options, &err) != STATUS_OK) {
+        fail(v, TRANSCODE__FAIL_CLASS__TRANSIENT, err.msg); // a newer orchestrator's
+        return;
+    }
     struct child_result c = {0};
     run_child(w, &task, PROBE_MS + task.source_size / PROBE_BYTES_PER_MS, false, &c);
     judge(w, &c, v);

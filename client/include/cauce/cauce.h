@@ -153,6 +153,9 @@ typedef struct cauce_upload_opts {
     int publish;          /* as soon as it can be played */
     int sync;             /* inputs of at most 10 s: return when finished */
     uint32_t stall_ms;    /* give up after so long without progress; 0 = 60000 */
+    const char *preset;   /* NULL or "fast"; "quality": slower to make, smaller */
+    /* "hevc,av1,vp9": renditions besides H.264, made when somebody asks; NULL: none */
+    const char *video_codecs;
 } cauce_upload_opts;
 
 typedef struct cauce_upload_result {

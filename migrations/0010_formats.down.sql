@@ -1,0 +1,1 @@
+ALTER TABLE orchestrator.upload DROP COLUMN preset, DROP COLUMN video_codecs;
