@@ -247,6 +247,16 @@ static void put_audio_variants(const struct media_plan *p, const struct media_of
     }
 }
 
+// The source's own first: players begin with the first variant.
+static void put_pictures(const struct media_plan *p, const struct media_offer *o,
+                         const struct media_rate *rates, int group, struct buf *b)
+{
+    for (int copy = 1; copy >= 0; copy--)
+        for (size_t i = 0; i < p->n_renditions; i++)
+            if (is_offered(p, o, i, MEDIA_VIDEO) && p->renditions[i].copy == (copy == 1))
+                put_variant(p, o, rates, i, group, b);
+}
+
 static void put_video_variants(const struct media_plan *p, const struct media_offer *o,
                                const struct media_rate *rates, struct buf *b)
 {
@@ -255,15 +265,12 @@ static void put_video_variants(const struct media_plan *p, const struct media_of
         if (!begins_group(p, o, a))
             continue;
         silent = false;
-        for (size_t i = 0; i < p->n_renditions; i++)
-            if (is_offered(p, o, i, MEDIA_VIDEO))
-                put_variant(p, o, rates, i, (int)a, b);
+        put_pictures(p, o, rates, (int)a, b);
     }
     if (o->rates) // the film's sound alone, for lines too slow for any picture
         put_audio_variants(p, o, rates, true, b);
-    for (size_t i = 0; i < p->n_renditions; i++)
-        if (silent && is_offered(p, o, i, MEDIA_VIDEO))
-            put_variant(p, o, rates, i, -1, b);
+    if (silent)
+        put_pictures(p, o, rates, -1, b);
     // What would have to be made first is no help in seeking.
     for (size_t i = 0; i < p->n_renditions; i++)
         if (is_offered(p, o, i, MEDIA_VIDEO) && !p->renditions[i].lazy)
