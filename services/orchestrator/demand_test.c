@@ -344,6 +344,26 @@ static void test_background_goes_on_while_others_are_free(void **state)
     assert_true(yields(f, &slow));
 }
 
+static void test_spare_slot_is_for_who_waits_while_the_others_are_busy(void **state)
+{
+    struct fixture *f = *state;
+    struct queue_task t;
+    bool found = true;
+    add_background(f, 0, 4);
+    add_background(f, 4, 4);
+    want(f, "v480-hevc", 30);
+    must(queue_claim_wanted(f->db, "w0", "", &t, &found, &err));
+    assert_false(found); // its own slot is free and will take it
+    sql(f, "UPDATE orchestrator.task SET state = 'blocked' WHERE demand", NULL);
+    assert_true(claim(f, "w0", &t));
+    must(queue_claim_wanted(f->db, "w0", "", &t, &found, &err));
+    assert_false(found); // nobody waits for the other one
+    sql(f, "UPDATE orchestrator.task SET state = 'available' WHERE demand", NULL);
+    must(queue_claim_wanted(f->db, "w0", "", &t, &found, &err));
+    assert_true(found);
+    assert_task(t, "v480-hevc", 30, AHEAD);
+}
+
 static void test_one_wish_ends_one_background_lease(void **state)
 {
     struct fixture *f = *state;
@@ -460,6 +480,7 @@ int main(void)
         TEST(test_seek_within_what_runs_starts_there),
         TEST(test_background_gives_way_when_nobody_is_free),
         TEST(test_background_goes_on_while_others_are_free),
+        TEST(test_spare_slot_is_for_who_waits_while_the_others_are_busy),
         TEST(test_one_wish_ends_one_background_lease),
         TEST(test_background_on_its_way_gives_way_and_at_it_goes_on),
         TEST(test_worker_that_was_not_heard_of_is_not_waited_for),

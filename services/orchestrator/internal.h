@@ -199,6 +199,10 @@ bool queue_is_planned(const char *kind);
 //       that it does not use up its attempts
 enum status queue_claim(struct db *db, const char *worker, const char *away, struct queue_task *ret,
                         bool *ret_found, struct err *err) MUST_CHECK;
+// The same for a worker whose slots are all busy: only what somebody waits for just now.
+enum status queue_claim_wanted(struct db *db, const char *worker, const char *away,
+                               struct queue_task *ret, bool *ret_found,
+                               struct err *err) MUST_CHECK;
 struct queue_progress {
     const char *task, *stage;
     int64_t fence;

@@ -76,6 +76,11 @@ static void read_task(const struct db_result *r, struct queue_task *t)
 static const char claim_urgent[] =
     "WITH c AS (SELECT id, owner FROM orchestrator.task a WHERE priority >= 900 AND " MAY_HAVE
     "  ORDER BY priority DESC, created LIMIT 1 FOR UPDATE SKIP LOCKED), " LEASE_IT;
+static const char claim_wanted[] =
+    "WITH c AS (SELECT id, owner FROM orchestrator.task a WHERE priority >= 1000 AND " MAY_HAVE
+    "  AND (SELECT count(*) FROM orchestrator.task l WHERE l.worker = $1::text"
+    "    AND l.state = 'leased') >= (SELECT slots FROM orchestrator.worker WHERE id = $1::text)"
+    "  ORDER BY priority DESC, created LIMIT 1 FOR UPDATE SKIP LOCKED), " LEASE_IT;
 // The best of one owner; "" of all.
 static const char claim_turn[] =
     "WITH c AS (SELECT id, owner FROM orchestrator.task a"
@@ -125,6 +130,12 @@ enum status queue_claim(struct db *db, const char *worker, const char *away, str
     if (s != STATUS_OK || *ret_found)
         return s;
     return claim(db, claim_turn, worker, away, "", ret, ret_found, err); // others were quicker
+}
+
+enum status queue_claim_wanted(struct db *db, const char *worker, const char *away,
+                               struct queue_task *ret, bool *ret_found, struct err *err)
+{
+    return claim(db, claim_wanted, worker, away, NULL, ret, ret_found, err);
 }
 
 // A progress event now and then. Whoever is busy with the job tells more than this could.

@@ -44,6 +44,7 @@ struct lease_wait {
     struct orch *o;
     struct rpc_call *call;
     int32_t slots;
+    bool wanted_only;
 };
 
 static Common__Endpoint *endpoint(struct arena *a, const struct svc_node *n)
@@ -177,7 +178,8 @@ static enum status claim_all(struct lease_wait *w, Transcode__LeaseReply *reply,
     while (reply->n_tasks < (size_t)w->slots && bytes < MAX_LEASE_BYTES) {
         struct queue_task q;
         bool found = false;
-        enum status s = queue_claim(o->db, worker, away, &q, &found, err);
+        enum status s = w->wanted_only ? queue_claim_wanted(o->db, worker, away, &q, &found, err)
+                                       : queue_claim(o->db, worker, away, &q, &found, err);
         if (s != STATUS_OK || !found)
             return reply->n_tasks ? STATUS_OK : s;
         Transcode__Task *t = NULL;
@@ -249,7 +251,8 @@ static enum status lease(struct rpc_call *call, const Transcode__LeaseRequest *r
     struct lease_wait *w = mem_alloc(sizeof *w);
     if (!w)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "lease: out of memory");
-    *w = (struct lease_wait){.o = o, .call = call, .slots = req->slots};
+    *w = (struct lease_wait){
+        .o = o, .call = call, .slots = req->slots, .wanted_only = req->wanted_only};
     rpc_call_defer(call);
     // Without a wait it is still asked once: HUB_EVENT comes before a deadline that is not over.
     int64_t wait_ms = req->wait_ms > 50 ? req->wait_ms : 50;

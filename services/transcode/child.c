@@ -124,7 +124,7 @@ static void start(struct child *c)
         err_errno(&err, errno, "codec process: descriptors");
         settle(c, CHILD_FAILED, err.code, err.msg);
     } else if (codec_host_start(c->job->host, c->source_fd, child_end, cpu_seconds(c->job),
-                                &c->process, &err) == STATUS_OK) {
+                                c->job->nice, &c->process, &err) == STATUS_OK) {
         c->is_started = true;
     } else {
         settle(c, CHILD_FAILED, err.code, err.msg);

@@ -14,6 +14,7 @@ struct child_job {
     const struct media_plan *plan; // chunk: the same plan, decoded; segments are checked against it
     int64_t deadline_us;           // monotonic; the child is killed then
     int64_t stall_ms;              // killed after this long without a record from it; 0: 10 s
+    int nice;                      // what its process gives way to: 0..19
     int cancel_fd;                 // readable: stop; -1: none. Not read from, not closed.
     void *ud;                      // for the callbacks, which run on the caller's thread
 

@@ -187,12 +187,12 @@ static int receive(int fd, int ms, struct serve_report *ret, int *ret_pid_fd)
 
 // One request to the host as it is now, started first if need be.
 static enum status try_start(struct codec_host *h, int source_fd, int control_fd, unsigned cpu_s,
-                             struct codec_process *ret, struct err *err)
+                             int nice, struct codec_process *ret, struct err *err)
 {
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
         return err_errno(err, errno, "codec process: socket");
-    const struct serve_request req = {.cpu_s = cpu_s};
+    const struct serve_request req = {.cpu_s = cpu_s, .nice = nice};
     const int fds[SERVE_N_FDS] = {
         [SERVE_SOURCE] = source_fd, [SERVE_CONTROL] = control_fd, [SERVE_REPORT] = pair[1]};
     pthread_mutex_lock(&h->lock);
@@ -220,11 +220,11 @@ static enum status try_start(struct codec_host *h, int source_fd, int control_fd
 }
 
 enum status codec_host_start(struct codec_host *h, int source_fd, int control_fd, unsigned cpu_s,
-                             struct codec_process *ret, struct err *err)
+                             int nice, struct codec_process *ret, struct err *err)
 {
-    enum status s = try_start(h, source_fd, control_fd, cpu_s, ret, err);
+    enum status s = try_start(h, source_fd, control_fd, cpu_s, nice, ret, err);
     // One that had ended unnoticed is replaced by the second try.
-    return s == STATUS_UNAVAILABLE ? try_start(h, source_fd, control_fd, cpu_s, ret, err) : s;
+    return s == STATUS_UNAVAILABLE ? try_start(h, source_fd, control_fd, cpu_s, nice, ret, err) : s;
 }
 
 bool codec_process_wait(struct codec_process *p, int ms, struct codec_end *ret, bool *ret_lost)

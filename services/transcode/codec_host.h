@@ -18,8 +18,9 @@ struct codec_process {
 };
 // Thread-safe. Descriptors are borrowed. cpu_s as in confine_self().
 // errors  what posix_spawn() or fork() said; UNAVAILABLE: the program does not serve
+// nice  what it gives way to: 0..19, as of setpriority()
 enum status codec_host_start(struct codec_host *h, int source_fd, int control_fd, unsigned cpu_s,
-                             struct codec_process *ret, struct err *err) MUST_CHECK;
+                             int nice, struct codec_process *ret, struct err *err) MUST_CHECK;
 
 struct codec_end {
     int wstatus; // as wait4() gives it

@@ -21,6 +21,8 @@
 #define CHUNK_MS (INT64_C(15) * 60 * 1000)
 #define STALL_MS 30000
 #define PUBLISH_MS 5000
+// A tenth of the time that somebody who waits gets on the same core.
+#define BACKGROUND_NICE 10
 
 // ---------------------------------------------------------------- a run
 
@@ -484,6 +486,7 @@ static void run_child(struct work *w, const struct media_task *task, int64_t lim
         .plan = w->plan,
         .deadline_us = time_deadline_in_ms(limit_ms),
         .stall_ms = STALL_MS,
+        .nice = w->run->task->urgent || !segments ? 0 : BACKGROUND_NICE,
         .cancel_fd = w->run->stop_fd,
         .ud = w,
         .fetch = on_fetch,

@@ -27,6 +27,7 @@
 
 struct slot {
     struct worker *w;
+    bool spare; // for what somebody waits for while the others are busy
     pthread_t thread;
     bool started;
 };
@@ -47,7 +48,7 @@ struct worker {
     unsigned n_seen;  // the keeper's own: of n_begun, when it looked last
     int64_t renew_ms; // the keeper's own
     unsigned n_cores;
-    unsigned n_slots;
+    unsigned n_slots; // without the spare one, which is the last
     struct slot slots[];
 };
 
@@ -218,7 +219,8 @@ static unsigned threads_for(const struct worker *w, const Transcode__Task *t)
     return w->n_cores / w->n_slots;
 }
 
-static void take_on(struct worker *w, const Transcode__Task *t)
+// spare: the first segment is what counts; the rest is for those who have the time.
+static void take_on(struct worker *w, const Transcode__Task *t, bool spare)
 {
     struct run r;
     struct err err = ERR_INIT;
@@ -227,6 +229,8 @@ static void take_on(struct worker *w, const Transcode__Task *t)
         give_back(w, t);
         return;
     }
+    if (spare)
+        run_yield(&r);
     log_debug(w->env.log, "task_begun", F_STR("task", t->task_id), F_I64("kind", t->kind),
               F_I64("first", t->first_segment), F_I64("n", t->n_segments));
     pthread_mutex_lock(&w->lock);
@@ -249,7 +253,7 @@ static void take_on(struct worker *w, const Transcode__Task *t)
     run_done(&r);
 }
 
-static enum status lease(struct worker *w, Transcode__LeaseReply **ret, struct err *err)
+static enum status lease(struct worker *w, bool spare, Transcode__LeaseReply **ret, struct err *err)
 {
     struct rpc_client *c = w->env.orchestrator(w->env.ud, err);
     if (!c)
@@ -258,6 +262,7 @@ static enum status lease(struct worker *w, Transcode__LeaseReply **ret, struct e
     transcode__lease_request__init(&req);
     req.slots = 1;
     req.wait_ms = LEASE_WAIT_MS;
+    req.wanted_only = spare;
     struct rpc_opts o = {.deadline_us = time_deadline_in_ms(LEASE_CALL_MS), .cancel = w->cancel};
     return transcode_work_lease(c, &o, &req, ret, err);
 }
@@ -279,7 +284,7 @@ static void *slot_thread(void *ud)
     while (!is_draining(w)) {
         AUTO(rpc_message_free_p) Transcode__LeaseReply *reply = NULL;
         struct err err = ERR_INIT;
-        enum status s = lease(w, &reply, &err);
+        enum status s = lease(w, slot->spare, &reply, &err);
         if (s != STATUS_OK) {
             if (s != STATUS_CANCELLED && n_failed == 0)
                 log_warn(w->env.log, "lease_failed", F_ERR(&err));
@@ -288,7 +293,7 @@ static void *slot_thread(void *ud)
         }
         n_failed = 0;
         for (size_t i = 0; i < reply->n_tasks; i++)
-            take_on(w, reply->tasks[i]);
+            take_on(w, reply->tasks[i], slot->spare);
     }
     return NULL;
 }
@@ -350,7 +355,7 @@ static bool join_first(struct worker *w)
 // The leases that are held and not known to be lost, as of now. Strings belong to the arena.
 static Transcode__LeaseProgress **snapshot(struct worker *w, struct arena *a, size_t *ret_n)
 {
-    Transcode__LeaseProgress **list = arena_array(a, w->n_slots, sizeof *list);
+    Transcode__LeaseProgress **list = arena_array(a, w->n_slots + 1, sizeof *list);
     if (!list)
         return NULL;
     pthread_mutex_lock(&w->lock);
@@ -361,7 +366,7 @@ static Transcode__LeaseProgress **snapshot(struct worker *w, struct arena *a, si
             continue; // it ends just now
         Transcode__LeaseProgress *p = arena_alloc(a, sizeof *p);
         char *id = arena_strdup(a, r->task->task_id);
-        if (!p || !id || *ret_n == w->n_slots)
+        if (!p || !id || *ret_n > w->n_slots)
             break;
         transcode__lease_progress__init(p);
         p->task_id = id;
@@ -484,7 +489,7 @@ static void *keeper_thread(void *ud)
 enum status worker_new(const struct worker_env *env, struct worker **ret, struct err *err)
 {
     unsigned n = env->slots;
-    struct worker *w = mem_alloc(sizeof *w + n * sizeof w->slots[0]);
+    struct worker *w = mem_alloc(sizeof *w + (n + 1) * sizeof w->slots[0]);
     if (!w)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "worker: out of memory");
     w->env = *env;
@@ -503,8 +508,9 @@ enum status worker_new(const struct worker_env *env, struct worker **ret, struct
     w->cancel = cancel_new(NULL);
     int e = w->cancel ? pthread_create(&w->keeper, NULL, keeper_thread, w) : ENOMEM;
     w->keeper_started = e == 0;
-    for (unsigned i = 0; e == 0 && i < n; i++) {
+    for (unsigned i = 0; e == 0 && i <= n; i++) {
         w->slots[i].w = w;
+        w->slots[i].spare = i == n;
         e = pthread_create(&w->slots[i].thread, NULL, slot_thread, &w->slots[i]);
         w->slots[i].started = e == 0;
     }
@@ -533,7 +539,7 @@ void worker_free(struct worker *w)
     if (!w)
         return;
     worker_drain(w);
-    for (unsigned i = 0; i < w->n_slots; i++)
+    for (unsigned i = 0; i <= w->n_slots; i++)
         if (w->slots[i].started)
             pthread_join(w->slots[i].thread, NULL);
     if (w->keeper_started)

@@ -61,6 +61,7 @@ struct lease {
     size_t n_published;
     int32_t first_published;
     int32_t n_made;  // segments from the second on that the lease says are made
+    bool wanted;     // for the spare slot
     bool yield;      // what Renew answers
     unsigned n_told; // so often
     int64_t fence;
@@ -324,7 +325,7 @@ static enum status on_lease(struct rpc_call *call, const Transcode__LeaseRequest
     lock(w);
     do {
         for (size_t i = 0; i < w->n_leases && !ret->n_tasks && !cancel_is_fired(c); i++)
-            if (!w->leases[i].leased) {
+            if (!w->leases[i].leased && req->wanted_only == w->leases[i].wanted) {
                 w->leases[i].leased = true;
                 ret->tasks[ret->n_tasks++] = describe(w, &w->leases[i], a);
             }
@@ -1042,6 +1043,37 @@ static void test_yielding_task_is_given_back_after_its_segment(void **state)
     stop_worker(w);
 }
 
+static void test_spare_slot_makes_the_wanted_segment_while_the_others_are_busy(void **state)
+{
+    struct world *w = *state;
+    if (!load_film(w))
+        skip();
+    make_plan(w);
+    struct origin *o = &w->origins[0];
+    o->hold_read = true;
+    start_worker(w, 1);
+    struct lease *slow = offer(w, TRANSCODE__TASK_KIND__CHUNK, 1);
+    AWAIT(w, o->n_held == 1);
+    lock(w);
+    struct lease *l = &w->leases[w->n_leases++];
+    *l = (struct lease){.kind = TRANSCODE__TASK_KIND__CHUNK,
+                        .id = "wanted",
+                        .n_origins = 1,
+                        .first = 1,
+                        .n = 3,
+                        .wanted = true,
+                        .fence = 99};
+    unlock(w);
+    AWAIT(w, o->n_held == 2);
+    release_hold(w, &o->hold_read);
+    AWAIT(w, l->n_released || l->n_completed || l->n_failed);
+    assert_int_equal(l->n_released, 1); // the rest is for the others
+    assert_int_equal(l->n_published, 1);
+    assert_int_equal(l->first_published, 1);
+    AWAIT(w, slow->n_completed);
+    stop_worker(w);
+}
+
 static void test_two_slots_work_at_once(void **state)
 {
     struct world *w = *state;
@@ -1079,6 +1111,7 @@ int main(void)
         TEST(test_what_could_not_be_published_comes_with_the_end),
         TEST(test_what_is_made_already_is_left_out),
         TEST(test_yielding_task_is_given_back_after_its_segment),
+        TEST(test_spare_slot_makes_the_wanted_segment_while_the_others_are_busy),
         TEST(test_two_slots_work_at_once),
     };
     int n = cmocka_run_group_tests(tests, NULL, NULL);

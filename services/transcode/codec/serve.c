@@ -94,6 +94,7 @@ static void on_request(struct task_entry *all, const sigset_t *mask, int (*task)
     pid_t parent = getpid(), pid = e ? fork() : -1;
     if (pid == 0) {
         become_task(fds, parent, mask);
+        (void)setpriority(PRIO_PROCESS, 0, req->nice); // its threads have it from here
         _exit(task(req->cpu_s)); // not exit(): libraries' exit handlers have no business in here
     }
     r.error = pid > 0 ? 0 : e ? errno : EAGAIN;

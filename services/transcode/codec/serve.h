@@ -12,6 +12,7 @@
 enum { SERVE_SOURCE, SERVE_CONTROL, SERVE_REPORT, SERVE_N_FDS };
 struct serve_request {
     uint32_t cpu_s; // CPU seconds after which the kernel ends the task; 0: no limit
+    int32_t nice;   // what the task gives way to: 0..19
 };
 
 // On the report socket: STARTED, with it a pidfd; ENDED; then it is closed.
