@@ -713,6 +713,40 @@ static void test_text_is_listed_and_served_whole_and_in_pieces(void **state)
     expect("GET", hls("x1/0.m4s"), NULL, "", NULL, 404, "no such segment");
 }
 
+static void test_hls_offers_are_named_once(void **state)
+{
+    (void)state;
+    expect("GET", hls("master-p240-k64.m3u8"), NULL, "", NULL, 200, "a128.m3u8");
+    expect("GET", hls("manifest-opus.mpd"), NULL, "", NULL, 200, "application/dash+xml");
+    static const char *const bad[] = {"master-.m3u8",    "master-k64-p240.m3u8", "master-mp3.m3u8",
+                                      "manifest-p0.mpd", "a128-keys.m3u8",       "v240-keys.m3u8"};
+    for (size_t i = 0; i < N_ELEMENTS(bad); i++)
+        expect("GET", hls(bad[i]), NULL, "", NULL, 404, "application/problem+json");
+}
+
+static void test_file_to_keep_takes_the_right_and_all_segments(void **state)
+{
+    (void)state;
+    struct svc_media_claims c = {.sub = USER, .item = ITEM, .rights = SVC_RIGHT_DOWNLOAD};
+    struct buf token;
+    char path[4096];
+    c.exp_wall_ms = time_wall_ms() + 60000;
+    buf_init(&token, 8192);
+    assert_int_equal(svc_token_mint_media(w.store_secret, &c, &token, NULL), STATUS_OK);
+    expect("GET", hls("a128.mp4"), NULL, "", NULL, 403, "not for keeping");
+    static const char *const none[] = {"v720.mp4", "a128+a128.mp4", "a128+.mp4", "+a128.mp4"};
+    for (size_t i = 0; i < N_ELEMENTS(none); i++) {
+        snprintf(path, sizeof path, "/hls/%s/" ITEM "/%s", buf_str(&token), none[i]);
+        expect("GET", path, NULL, "", NULL, 404, "no such renditions");
+    }
+    assert_int_equal(locates(), 0);
+    snprintf(path, sizeof path, "/hls/%s/" ITEM "/a128.mp4", buf_str(&token));
+    expect("GET", path, NULL, "", NULL, 503, "Retry-After: ");
+    expect("GET", path, NULL, "", NULL, 503, "a128 is being made, 2 of ");
+    assert_int_equal(w.n_reads, 0); // no head is read before all segments are there
+    buf_done(&token);
+}
+
 static void test_hls_late_and_damaged_segments(void **state)
 {
     (void)state;
@@ -1124,6 +1158,8 @@ int main(int argc, char **argv)
         WORLD(test_unknown_addresses_are_not_found),
         WORLD(test_hls_plays_and_caches),
         WORLD(test_text_is_listed_and_served_whole_and_in_pieces),
+        WORLD(test_hls_offers_are_named_once),
+        WORLD(test_file_to_keep_takes_the_right_and_all_segments),
         WORLD(test_hls_late_and_damaged_segments),
         WORLD(test_dead_origin_is_unavailable_soon),
         WORLD(test_hls_requests_for_one_segment_share_one_fetch),

@@ -33,6 +33,7 @@ struct gateway {
     pthread_mutex_t lock;
     pthread_cond_t idle;
     unsigned n_ops;
+    atomic_uint n_making; // indices of files
 };
 
 void gateway_op_begin(struct gateway *g);

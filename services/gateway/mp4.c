@@ -13,7 +13,12 @@
 #include "media/cmaf.h"
 #include "media/mp4file.h"
 
-enum { LOCATE_MAX = 1000, LOCATE_MARGIN_MS = 2000, STEP_MS = 5000 };
+enum {
+    LOCATE_MAX = 1000,
+    LOCATE_MARGIN_MS = 2000,
+    STEP_MS = 5000,
+    MAX_MAKING = 2, // at once: each keeps one thread of the pool waiting
+};
 
 struct place { // of a segment
     uint8_t digest[OBJECT_DIGEST_SIZE];
@@ -215,6 +220,7 @@ static enum status make(struct mp4_fetch *f, struct mp4 **ret, struct err *err)
 static void fetch_done(struct mp4_fetch *f, enum status s, struct mp4 *m, const struct err *err)
 {
     struct gateway *g = f->g;
+    atomic_fetch_sub(&g->n_making, 1);
     edge_cache_put(g->files, f->key, s, m ? &m->base : NULL, err);
     if (f->plan)
         edge_object_unref(&f->plan->base);
@@ -382,9 +388,10 @@ static void fetch(struct mp4_fetch *f)
 {
     struct err err = ERR_INIT;
     gateway_op_begin(f->g);
-    if (work_pool_submit(f->g->svc->pool, make_job, f))
+    bool has_room = atomic_fetch_add(&f->g->n_making, 1) < MAX_MAKING;
+    if (has_room && work_pool_submit(f->g->svc->pool, make_job, f))
         return;
-    err_set(&err, STATUS_UNAVAILABLE, "the gateway is busy");
+    err_set(&err, STATUS_UNAVAILABLE, "other files are being prepared: try again soon");
     fetch_done(f, STATUS_UNAVAILABLE, NULL, &err);
 }
 
