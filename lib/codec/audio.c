@@ -236,7 +236,7 @@ static enum status decode(struct audio_job *j, bool last_try, bool *ret_late, st
     bool any = false;
     *ret_late = false;
     for (bool end = false; !end && j->fed < j->feed_end;) {
-        int r = av_read_frame(j->in->fmt, pkt);
+        int r = codec_input_read(j->in, pkt);
         end = r < 0;
         if (j->in->failed || r == AVERROR(ENOMEM)) {
             av_packet_unref(pkt);

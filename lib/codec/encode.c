@@ -36,6 +36,7 @@ enum status codec_encode(const struct codec_source *src, const struct media_plan
     s = codec_input_open(src, &in, err);
     if (s != STATUS_OK)
         return s;
+    codec_input_use_plan(in, plan);
     struct media_task encoded = *task;
     encoded.n_renditions = 0;
     for (uint32_t i = 0; s == STATUS_OK && i < task->n_renditions; i++) {

@@ -106,7 +106,7 @@ static enum status decode_until(struct stills *t, int64_t want, AVFrame **ret, s
     if (!pkt || !frame || !last)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "decode: out of memory");
     for (bool end = false, found = false; !end && !found;) {
-        int r = av_read_frame(t->in->fmt, pkt);
+        int r = codec_input_read(t->in, pkt);
         end = r < 0;
         if (t->in->failed || r == AVERROR(ENOMEM)) {
             av_packet_unref(pkt);
@@ -336,6 +336,7 @@ enum status codec_images(const struct codec_source *src, const struct media_plan
     enum status s = codec_input_open(src, &in, err);
     if (s != STATUS_OK)
         return s;
+    codec_input_use_plan(in, plan);
     if (plan->video.n_segments)
         return make_stills(in, plan, task, sink, err);
     return wants(plan, task, MEDIA_IMAGE_POSTER) ? make_cover(in, sink, err) : STATUS_OK;

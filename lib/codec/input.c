@@ -289,15 +289,17 @@ enum status codec_input_seek_sound(struct codec_input *in, const struct media_pl
                                    int stream, enum media_seek how, int64_t ticks, struct err *err)
 {
     const struct media_track *t = media_plan_track(plan, MEDIA_TRACK_VIDEO);
-    bool by_picture = codec_is_matroska(in) && how == MEDIA_SEEK_TIME &&
-                      ticks != MEDIA_TIME_UNKNOWN && t && t->index < in->fmt->nb_streams;
-    if (by_picture) {
+    bool by_picture = (codec_is_matroska(in) || plan->source.n_jumps) && how == MEDIA_SEEK_TIME &&
+                      ticks != MEDIA_TIME_UNKNOWN;
+    if (by_picture && t && t->index < in->fmt->nb_streams) {
         const AVStream *video = in->fmt->streams[t->index];
         const struct media_segment *s =
             picture_before(plan, video, ticks, in->fmt->streams[stream]->time_base);
         if (s)
-            return codec_input_seek(in, t->index, how, s->seek_ticks, s->seek_offset, err);
-        return codec_input_seek(in, stream, MEDIA_SEEK_NONE, MEDIA_TIME_UNKNOWN, -1, err);
+            return codec_input_seek(in, t->index, plan->source.seek, s->seek_ticks, s->seek_offset,
+                                    err);
     }
+    if (by_picture && (t || plan->source.n_jumps))
+        return codec_input_seek(in, stream, MEDIA_SEEK_NONE, MEDIA_TIME_UNKNOWN, -1, err);
     return codec_input_seek(in, stream, how, ticks, -1, err);
 }

@@ -16,6 +16,16 @@ static inline void codec_frame_free_p(AVFrame **f)
 void codec_context_free_p(AVCodecContext **c); // of a decoder or an encoder; codecs.c
 
 // ---- input.c: a demuxer on a codec_source ----
+struct codec_jumps {
+    bool finding; // the list is being made
+    bool too_many;
+    bool is_exact; // the last one was told by pictures
+    size_t n;
+    struct media_jump list[MEDIA_MAX_JUMPS];
+    // by stream: where its last packet was, when the next one is expected
+    int64_t pos[MEDIA_MAX_TRACKS], next_us[MEDIA_MAX_TRACKS];
+    bool seen[MEDIA_MAX_TRACKS];
+};
 struct codec_input {
     const struct codec_source *src;
     AVFormatContext *fmt;
@@ -23,6 +33,7 @@ struct codec_input {
     bool failed;     // a needed byte could not be had
     bool sparse;     // do not fetch: what is not there reads as zeros (only its index matters)
     int64_t missing; // with failed: where
+    struct codec_jumps jumps;
 };
 enum status codec_input_open(const struct codec_source *src, struct codec_input **ret,
                              struct err *err) MUST_CHECK;
@@ -166,6 +177,12 @@ void codec_burner_free(struct codec_burner *b);
 // of a segment come one after the other. f's data is replaced when it is shared.
 enum status codec_burner_run(struct codec_burner *b, AVFrame *f, size_t segment, uint32_t frame,
                              struct err *err) MUST_CHECK;
+
+// ---- jumps.c ----
+bool codec_may_jump(const struct codec_input *in);
+// av_read_frame(), on a clock that does not jump.
+int codec_input_read(struct codec_input *in, AVPacket *pkt);
+void codec_input_use_plan(struct codec_input *in, const struct media_plan *plan); // its jumps
 
 // ---- charsets.c ----
 void codec_charsets_load(void); // before confinement; idempotent

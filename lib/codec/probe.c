@@ -21,7 +21,7 @@
 #define SHORT_AUDIO_US (INT64_C(20) * 60 * 1000000)
 
 struct stamp {
-    int64_t pts, duration, pos;
+    int64_t pts, dts, duration, pos;
     uint32_t order, size; // as they lie in the source
     bool key;
 };
@@ -37,7 +37,8 @@ struct probe {
     const struct codec_sink *progress;
     struct media_plan *plan;
     struct media_options options;
-    bool no_pts;         // packets of the picture do not say when it is shown
+    bool no_pts; // the picture's first packet does not say when it is shown
+    size_t n_without_pts;
     int64_t first_shown; // the time that the first decoded picture came out with
     int video, audio;    // stream numbers, -1 none
     struct stamps frames;
@@ -221,7 +222,10 @@ static enum status note_video(struct probe *p, const AVPacket *pkt, struct err *
     p->no_pts |= p->frames.n == 0 && pkt->pts == AV_NOPTS_VALUE;
     if (t == AV_NOPTS_VALUE || (pkt->flags & AV_PKT_FLAG_DISCARD))
         return STATUS_OK;
+    if (pkt->pts == AV_NOPTS_VALUE)
+        p->n_without_pts++;
     struct stamp s = {.pts = t,
+                      .dts = pkt->dts,
                       .duration = pkt->duration,
                       .pos = pkt->pos,
                       .order = (uint32_t)p->frames.n,
@@ -242,7 +246,8 @@ static enum status scan(struct probe *p, struct err *err)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "probe: out of memory");
     int64_t said = 0;
     int r;
-    while ((r = av_read_frame(p->in->fmt, pkt)) >= 0) {
+    p->in->jumps.finding = codec_may_jump(p->in);
+    while ((r = codec_input_read(p->in, pkt)) >= 0) {
         bool whole = pkt->pos < 0 || pkt->size < 0 || pkt->pos + pkt->size <= p->in->src->size;
         enum status s = STATUS_OK;
         if (whole && pkt->stream_index == p->video)
@@ -259,7 +264,27 @@ static enum status scan(struct probe *p, struct err *err)
     }
     if (p->in->failed)
         return codec_error(p->in, r, "probe", err);
+    if (p->in->jumps.too_many)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "the film's clock jumps more than %d times",
+                       MEDIA_MAX_JUMPS);
+    p->plan->source.n_jumps = p->in->jumps.n;
+    memcpy(p->plan->source.jumps, p->in->jumps.list, sizeof(p->plan->source.jumps));
     return STATUS_OK;
+}
+
+// Program streams say of some pictures only when they are decoded. The times at which pictures are
+// shown are those at which they are decoded, all later by the same delay, if not in that order.
+static void fill_pts(struct probe *p)
+{
+    struct stamps *s = &p->frames;
+    if (p->n_without_pts == 0 || p->no_pts || s->n == 0)
+        return;
+    for (size_t i = 0; i < s->n; i++)
+        if (s->p[i].dts == AV_NOPTS_VALUE)
+            return;
+    int64_t delay = s->p[0].pts - s->p[0].dts;
+    for (size_t i = 0; i < s->n; i++)
+        s->p[i].pts = s->p[i].dts + delay;
 }
 
 // Matroska is entered at clusters, not at blocks: the demuxer has noted those of the keyframes.
@@ -841,6 +866,7 @@ static enum status run(struct probe *p, struct err *err)
         return s;
     if (p->video >= 0 && codec_is_matroska(p->in))
         use_clusters(p);
+    fill_pts(p);
     sort_stamps(&p->frames);
     if (p->video >= 0 && p->frames.n == 0)
         return err_set(err, STATUS_INVALID_ARGUMENT,

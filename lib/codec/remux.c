@@ -427,7 +427,7 @@ static enum status copy_from_here(struct copy_job *j, bool *ret_begun, struct er
     uint32_t first = g->segments[j->segment].first_frame;
     *ret_begun = false;
     while (j->segment < j->end) {
-        int r = av_read_frame(j->in->fmt, pkt);
+        int r = codec_input_read(j->in, pkt);
         if (r < 0)
             return j->in->failed || r == AVERROR(ENOMEM) ? codec_error(j->in, r, "copy", err)
                    : *ret_begun ? disagrees(err, "it ends before the probe's did")

@@ -427,7 +427,7 @@ static enum status decode(struct video_job *j, bool last_try, enum start_state *
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "decode: out of memory");
     *start = START_UNKNOWN;
     for (bool end = false; !end && j->next_frame < j->end_frame;) {
-        int r = av_read_frame(j->in->fmt, pkt);
+        int r = codec_input_read(j->in, pkt);
         end = r < 0;
         if (j->in->failed || r == AVERROR(ENOMEM)) {
             av_packet_unref(pkt);

@@ -25,6 +25,7 @@
 #define MEDIA_MAX_RENDITIONS 64
 #define MEDIA_MAX_TRACKS 64
 #define MEDIA_MAX_SEGMENTS 65536
+#define MEDIA_MAX_JUMPS 128
 #define MEDIA_MAX_FRAMES (1U << 21) // 8 h at 60 fps fits
 #define MEDIA_MAX_SIDE_PX 16384
 #define MEDIA_MAX_PIXELS (64 << 20)
@@ -119,6 +120,10 @@ struct media_track {
     enum media_seek seek; // audio; a video track's is the source's
 };
 
+// From this byte of the source on its time stamps are moved by that much: its clock jumped.
+struct media_jump {
+    int64_t offset, shift_us;
+};
 struct media_source {
     enum media_container container;
     char container_name[24]; // "mov,mp4,...": FFmpeg's first name, or "quicktime" by brand
@@ -133,6 +138,8 @@ struct media_source {
     char title[128], artist[128], album[128]; // tags, may be empty; UTF-8
     char album_artist[128], genre[64], date[32];
     uint16_t track_number, n_album_tracks, disc_number, n_discs; // of an album; 0 unknown
+    size_t n_jumps;
+    struct media_jump jumps[MEDIA_MAX_JUMPS]; // rising by offset
     size_t n_tracks;
     struct media_track tracks[MEDIA_MAX_TRACKS];
 };

@@ -171,6 +171,11 @@ static void io_source(struct io *io, struct media_source *s)
     U(s->n_album_tracks, UINT16_MAX);
     U(s->disc_number, UINT16_MAX);
     U(s->n_discs, UINT16_MAX);
+    U(s->n_jumps, MEDIA_MAX_JUMPS);
+    for (size_t i = 0; i < s->n_jumps && !io->bad; i++) {
+        U(s->jumps[i].offset, INT64_MAX);
+        I(s->jumps[i].shift_us);
+    }
     U(s->n_tracks, MEDIA_MAX_TRACKS);
     for (size_t i = 0; i < s->n_tracks && !io->bad; i++)
         io_track(io, &s->tracks[i]);

@@ -7,6 +7,9 @@
 #include "base/str.h"
 #include "media/cmaf.h"
 
+// 33 bits of 90 kHz are 26.5 h; clocks that jump that far some times over are still believed.
+#define MEDIA_MAX_JUMP_US (INT64_C(40) * 24 * 3600 * 1000000)
+
 #define BAD(...) return err_set(err, STATUS_INVALID_ARGUMENT, "plan: " __VA_ARGS__)
 
 static enum status check_source(const struct media_source *s, struct err *err)
@@ -19,6 +22,12 @@ static enum status check_source(const struct media_source *s, struct err *err)
         BAD("unknown container or seek mode");
     if (s->n_tracks == 0 || s->n_tracks > MEDIA_MAX_TRACKS)
         BAD("%zu tracks", s->n_tracks);
+    if (s->n_jumps > MEDIA_MAX_JUMPS)
+        BAD("%zu jumps", s->n_jumps);
+    for (size_t i = 0; i < s->n_jumps; i++)
+        if (s->jumps[i].offset < (i ? s->jumps[i - 1].offset + 1 : 0) ||
+            s->jumps[i].shift_us < -MEDIA_MAX_JUMP_US || s->jumps[i].shift_us > MEDIA_MAX_JUMP_US)
+            BAD("jump %zu is out of place or too far", i);
     unsigned pictures = 0;
     for (size_t i = 0; i < s->n_tracks; i++) {
         const struct media_track *t = &s->tracks[i];
