@@ -462,6 +462,53 @@ def _():
     return encoded("wrap.ts", "-i", base("mp4", *X264, "-g", "25"), "-c", "copy", "-muxdelay", "0", "-output_ts_offset", "95440")
 
 
+def part(first, n, offset, ext="ts"):
+    """Pictures first.. with their sound, on a clock that begins at `offset`."""
+    return encoded("part-%d-%d-%s.%s" % (first, n, offset, ext), *video_in(n, first), *audio_in(n / RATE, begin=first / RATE), *X264, "-g", "25", "-bf", "2", *AAC,
+                   "-output_ts_offset", offset)
+
+
+def joined(name, *parts):
+    def make(p):
+        with open(p, "wb") as out:
+            for x in parts:
+                with open(x, "rb") as f:
+                    out.write(f.read())
+    return kept(name, make)
+
+
+@case("clock that jumps ahead", **CFR)
+def _():
+    return joined("ahead.ts", part(0, 75, "0"), part(75, 75, "1000"))
+
+
+@case("clock that jumps back", **CFR)
+def _():
+    return joined("back.ts", part(0, 75, "600"), part(75, 75, "0"))
+
+
+@case("clock that jumps again and again", **CFR)
+def _():
+    return joined("again.ts", *(part(i * 50, 50, o) for i, o in enumerate(("300", "0", "90000"))))
+
+
+@case("program stream that was joined", **CFR)
+def _():
+    mpg = [encoded("half-%d.mpg" % i, *video_in(75, 75 * i), *audio_in(3, begin=3.0 * i), "-c:v", "mpeg2video", "-q:v", "2", "-g", "12", "-bf", "2", "-c:a", "mp2") for i in (0, 1)]
+    return joined("joined.mpg", *mpg)
+
+
+def rises(r, film, heard):
+    numbers = film.numbers()
+    need(all(a <= b for a, b in zip(numbers, numbers[1:])), "pictures out of order: %s", numbers)
+    need(all(abs(n / RATE - t) < 0.09 for n, t in zip(numbers, film.times)), "pictures at the wrong times: %s", numbers)
+
+
+@case("pictures whose time stamps repeat", seconds=SECONDS, sync=False, loose=True, check=rises)
+def _():
+    return encoded("repeat.mkv", *video_in(), *audio_in(), "-vf", "settb=1/1000,setpts='floor(N/2)*80'", "-fps_mode", "passthrough", "-c:v", "ffv1", *FLAC, "-enc_time_base", "1/1000")
+
+
 # ---- cut off ----
 
 def cut_to(share):
