@@ -51,6 +51,8 @@
     "w.last_seen > now() - interval '" ORCH_WORKER_GONE_AFTER "' AND NOT w.cordoned "              \
     "AND w.quarantined_until <= now()"
 
+// 900 and more is made at once; from 600 on owners take turns for what lets an item start, below it
+// for what goes on (docs/media.md).
 enum orch_priority {
     ORCH_PRIO_REST = 100,
     ORCH_PRIO_TEXTS = 340,
