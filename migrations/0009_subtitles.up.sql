@@ -18,3 +18,20 @@ CREATE TABLE orchestrator.subtitle (
     created          timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (item, number)
 );
+
+-- The store is told what is said in an item: chores that name a text, read when they are done.
+ALTER TABLE orchestrator.chore
+    ADD COLUMN name text NOT NULL DEFAULT '',
+    DROP CONSTRAINT chore_kind_check,
+    ADD CONSTRAINT chore_kind_check CHECK (kind IN ('unpin', 'drop', 'words'));
+
+-- What is said when, of each text of an item.
+CREATE TABLE store.cue (
+    item     uuid NOT NULL REFERENCES store.item ON DELETE CASCADE,
+    subtitle text NOT NULL,
+    start_ms bigint NOT NULL CHECK (start_ms >= 0),
+    words    text NOT NULL,
+    search   tsvector GENERATED ALWAYS AS (to_tsvector('simple', words)) STORED
+);
+CREATE INDEX cue_item ON store.cue (item, subtitle);
+CREATE INDEX cue_search ON store.cue USING gin (search);

@@ -47,6 +47,41 @@ static enum status cmd_ls(struct ctl *k)
     return s == STATUS_OK ? print_items(k, r) : s;
 }
 
+static enum status print_hits(struct ctl *k, const Store__SpokenReply *r)
+{
+    if (ctl_has(k, OPT_JSON))
+        return ctl_print_message(k, &r->base);
+    static const char *const heads[] = {"ITEM", "AT", "TEXT", "TITLE", "WORDS"};
+    struct table t;
+    table_init(&t, N_ELEMENTS(heads));
+    table_heads(&t, heads, N_ELEMENTS(heads));
+    for (size_t i = 0; i < r->n_hits; i++) {
+        const Store__SpokenHit *h = r->hits[i];
+        char at[CTL_TIME_SIZE];
+        ctl_duration(at, h->start_ms * 1000);
+        table_add(&t, "%s", h->item->item_id);
+        table_add(&t, "%s", at);
+        table_add(&t, "%s", h->subtitle);
+        table_add(&t, "%s", h->item->title);
+        table_add(&t, "%s", h->words);
+    }
+    return table_print(&t, stdout, &k->err);
+}
+
+static enum status search_spoken(struct ctl *k, Store__SearchRequest *req)
+{
+    AUTO(rpc_message_free_p) Store__SpokenReply *r = NULL;
+    enum status s = CTL_CALL(k, store_catalog_search_spoken, NULL, req, &r);
+    return s == STATUS_OK ? print_hits(k, r) : s;
+}
+
+static enum status search_titles(struct ctl *k, Store__SearchRequest *req)
+{
+    AUTO(rpc_message_free_p) Store__ListItemsReply *r = NULL;
+    enum status s = CTL_CALL(k, store_catalog_search, NULL, req, &r);
+    return s == STATUS_OK ? print_items(k, r) : s;
+}
+
 static enum status cmd_search(struct ctl *k)
 {
     Common__Page page;
@@ -60,11 +95,12 @@ static enum status cmd_search(struct ctl *k)
     Store__SearchRequest req = STORE__SEARCH_REQUEST__INIT;
     req.page = &page;
     req.query = client_str(buf_str(&words));
-    AUTO(rpc_message_free_p) Store__ListItemsReply *r = NULL;
-    s = words.failed ? err_set(&k->err, STATUS_INVALID_ARGUMENT, "too many words to search")
-                     : CTL_CALL(k, store_catalog_search, NULL, &req, &r);
+    if (words.failed)
+        s = err_set(&k->err, STATUS_INVALID_ARGUMENT, "too many words to search");
+    else
+        s = ctl_has(k, OPT_SPOKEN) ? search_spoken(k, &req) : search_titles(k, &req);
     buf_done(&words);
-    return s == STATUS_OK ? print_items(k, r) : s;
+    return s;
 }
 
 static void print_item(const Store__Item *i)
@@ -99,8 +135,8 @@ static enum status cmd_show(struct ctl *k)
 static const struct command commands[] = {
     {"ls", "", 0, 0, ALLOW_PAGE | ALLOW(OPT_MINE) | ALLOW(OPT_KIND), CONNECTED, cmd_ls,
      "list the catalogue"},
-    {"search", "WORD..", 1, 32, ALLOW_PAGE, CONNECTED, cmd_search,
-     "search titles and descriptions"},
+    {"search", "WORD..", 1, 32, ALLOW_PAGE | ALLOW(OPT_SPOKEN), CONNECTED, cmd_search,
+     "search titles and descriptions, or what is said"},
     {"show", "ITEM", 1, 1, 0, CONNECTED, cmd_show, "show one item"},
 };
 const struct command_group item_commands = {commands, N_ELEMENTS(commands)};

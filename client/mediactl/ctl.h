@@ -77,6 +77,7 @@ enum option {
     OPT_FORCED,
     OPT_HEARING_IMPAIRED,
     OPT_REPLACE,
+    OPT_SPOKEN,
     N_OPTIONS
 };
 #define ALLOW(o) (UINT64_C(1) << (o))

@@ -67,6 +67,7 @@ const struct option_row option_rows[N_OPTIONS] = {
     [OPT_FORCED]          = {"--forced", NULL, "only what must be read: signs, another language"},
     [OPT_HEARING_IMPAIRED] = {"--hearing-impaired", NULL, "describes sounds too"},
     [OPT_REPLACE]         = {"--replace", "ID", "remove this one when the new one can be shown"},
+    [OPT_SPOKEN]          = {"--spoken", NULL, "in subtitles: what is said, and when"},
     [OPT_UNUSED]          = {"--unused", NULL, "methods that were never called, too"},
 };
 // clang-format on

@@ -335,6 +335,9 @@ enum status subtitles_source(struct orch *o, const char *item, const char *id,
 // In the transaction that publishes its task: ready, or failed because of `left_out`.
 enum status subtitles_made(struct db_conn *c, const struct queue_task *t, bool ready,
                            const char *left_out, struct err *err) MUST_CHECK;
+// Tell the store what is said in that text of the item, or that it is gone.
+enum status subtitles_tell(struct orch *o, const char *item, const char *id, const char *origin,
+                           struct err *err) MUST_CHECK;
 // What players may choose, in `a`. base: address of the item's media on the gateway; NULL: none.
 struct Orchestrator__SubtitleInfo;
 enum status subtitles_fill(struct arena *a, const struct item *it, const char *base,

@@ -8,6 +8,7 @@
 
 #include "cauce/orchestrator.rpc.h"
 #include "cauce/origin.rpc.h"
+#include "cauce/store.rpc.h"
 
 #include "base/buf.h"
 #include "base/mem.h"
@@ -19,6 +20,8 @@
 
 #define MAX_FILE_BYTES (MEDIA_MAX_TEXT_BYTES - (64U << 10)) // fits into one message
 #define PIECE (192U << 10)
+#define MAX_WORDS_BYTES (3U << 20) // told to the store of one text
+#define MAX_CUE_WORDS 8192
 #define STORE_MS 30000
 #define WAIT_MS 30000
 #define ANSWER_MARGIN_US 300000 // before the caller's own deadline
@@ -99,6 +102,138 @@ enum status subtitles_source(struct orch *o, const char *item, const char *id,
     return STATUS_OK;
 }
 
+// ---------------------------------------------------------------- what is said, for the store
+
+static enum status read_text(struct orch *o, const char *origin, const uint8_t *digest, size_t n,
+                             uint8_t *dst, struct err *err)
+{
+    struct rpc_client *c = orch_origin(o, origin, err);
+    if (!c)
+        return STATUS_UNAVAILABLE;
+    uint8_t name[ORCH_DIGEST_SIZE], got[ORCH_DIGEST_SIZE];
+    memcpy(name, digest, sizeof name);
+    Origin__ReadRequest req;
+    origin__read_request__init(&req);
+    req.digest = (ProtobufCBinaryData){.data = name, .len = sizeof name};
+    req.length = (int64_t)n;
+    struct rpc_opts opts = {.deadline_us = time_deadline_in_ms(STORE_MS)};
+    AUTO(rpc_stream_free_p) struct rpc_stream *st = NULL;
+    enum status s = origin_object_read_open(c, &opts, &req, &st, err);
+    size_t have = 0;
+    for (bool end = false; s == STATUS_OK && !end;) {
+        AUTO(rpc_message_free_p) Origin__ReadReply *part = NULL;
+        s = origin_object_read_recv(st, &part, err);
+        end = s == STATUS_OK && !part;
+        if (s != STATUS_OK || end)
+            continue;
+        if (part->data.len > n - have)
+            return err_set(err, STATUS_DATA_LOSS, "the origin sent more than was asked for");
+        memcpy(dst + have, part->data.data, part->data.len);
+        have += part->data.len;
+    }
+    if (s != STATUS_OK)
+        return s;
+    object_digest(got, dst, have);
+    return have == n && memcmp(got, name, sizeof got) == 0
+               ? STATUS_OK
+               : err_set(err, STATUS_DATA_LOSS, "origin %s sent other bytes than the text's",
+                         origin);
+}
+
+// Cues as the store takes them; what does not fit into one message is left out.
+static enum status fill_words(struct arena *a, const struct media_webvtt *w,
+                              Store__SetWordsRequest *req, struct err *err)
+{
+    struct buf words;
+    buf_init(&words, MEDIA_MAX_TEXT_BYTES);
+    size_t all = 0;
+    bool ok = (req->cues = arena_array(a, w->n + 1, sizeof req->cues[0])) != NULL;
+    for (size_t i = 0; ok && i < w->n && all < MAX_WORDS_BYTES; i++) {
+        Store__SpokenWords *c = arena_alloc(a, sizeof *c);
+        buf_reset(&words);
+        media_webvtt_plain(&w->cues[i], &words);
+        all += words.len + 16;
+        if (words.len > MAX_CUE_WORDS)
+            continue;
+        ok = c && !words.failed;
+        if (!ok)
+            break;
+        store__spoken_words__init(c);
+        c->start_ms = w->cues[i].start_ms;
+        c->words = orch_str(a, buf_str(&words));
+        req->cues[req->n_cues++] = c;
+    }
+    buf_done(&words);
+    return ok ? STATUS_OK : no_memory(err);
+}
+
+static enum status send_words(struct orch *o, const char *item, const char *id,
+                              const struct media_webvtt *w, struct err *err)
+{
+    AUTO(arena_free_p) struct arena *a = arena_new(16 << 20);
+    struct rpc_client *c = o->env.store(o->env.ud, err);
+    if (!a || !c)
+        return a ? STATUS_UNAVAILABLE : no_memory(err);
+    Store__SetWordsRequest req;
+    store__set_words_request__init(&req);
+    req.item_id = orch_str(a, item);
+    req.subtitle = orch_str(a, id);
+    enum status s = fill_words(a, w, &req, err);
+    struct rpc_opts opts = {.deadline_us = time_deadline_in_ms(STORE_MS)};
+    AUTO(rpc_message_free_p) Store__SetWordsReply *reply = NULL;
+    return s == STATUS_OK ? store_catalog_set_words(c, &opts, &req, &reply, err) : s;
+}
+
+enum status subtitles_tell(struct orch *o, const char *item, const char *id, const char *origin,
+                           struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    struct media_webvtt w = {.n = 0};
+    enum status s = db_query(o->db,
+                             "SELECT digest, size FROM orchestrator.output WHERE item = $1::uuid"
+                             "  AND rendition = $2::text AND segment = 0",
+                             DB_PARAMS(DB_TEXT(item), DB_TEXT(id)), &r, err);
+    if (s != STATUS_OK)
+        return s;
+    size_t len = 0;
+    const uint8_t *digest = db_result_n_rows(r) ? db_bytes(r, 0, 0, &len) : NULL;
+    int64_t n = digest ? db_i64(r, 0, 1) : 0;
+    if (len != ORCH_DIGEST_SIZE || n > MEDIA_MAX_TEXT_BYTES)
+        n = 0; // it is gone
+    AUTO(mem_free_p) uint8_t *bytes = mem_alloc((size_t)n + 1);
+    if (!bytes)
+        return no_memory(err);
+    if (n)
+        s = read_text(o, origin, digest, (size_t)n, bytes, err);
+    if (s == STATUS_OK && n)
+        s = media_webvtt_parse(bytes, (size_t)n, &w, err);
+    if (s == STATUS_OK)
+        s = send_words(o, item, id, &w, err);
+    media_webvtt_done(&w);
+    return s == STATUS_OK
+               ? s
+               : err_wrap(err, s, "tell the store what is said in %s of item %s", id, item);
+}
+
+// The store is to be told of that text, as it will be then.
+static enum status add_chore(struct db_conn *c, const char *item, const char *id, struct err *err)
+{
+    return db_exec(c,
+                   "INSERT INTO orchestrator.chore (kind, origin, item, name) "
+                   "SELECT 'words', route, id, $2::text FROM orchestrator.item WHERE id = $1::uuid",
+                   DB_PARAMS(DB_TEXT(item), DB_TEXT(id)), NULL, err);
+}
+
+static enum status add_chores(struct db_conn *c, const struct queue_task *t, struct err *err)
+{
+    return db_exec(c,
+                   "INSERT INTO orchestrator.chore (kind, origin, item, name) "
+                   "SELECT 'words', i.route, i.id, o.rendition FROM orchestrator.item i"
+                   "  JOIN orchestrator.output o ON o.item = i.id "
+                   "WHERE i.id = $1::uuid AND o.rendition = ANY (string_to_array($2::text, ','))",
+                   DB_PARAMS(DB_TEXT(t->item), DB_TEXT(t->renditions)), NULL, err);
+}
+
 // ---------------------------------------------------------------- changes, in transactions
 
 static enum status tell(struct db_conn *c, const char *kind, const char *item, const char *id,
@@ -142,6 +277,8 @@ static enum status remove_text(struct db_conn *c, const char *item, int number, 
         "  AND NOT EXISTS (SELECT FROM orchestrator.subtitle s WHERE s.item = i.id"
         "    AND s.digest = g.digest AND s.number <> $2::int AND s.state <> 'removed')";
     s = db_exec(c, sql, DB_PARAMS(DB_TEXT(item), DB_I64(number), DB_TEXT(id)), NULL, err);
+    if (s == STATUS_OK)
+        s = add_chore(c, item, id, err);
     return s == STATUS_OK ? tell(c, "subtitle.removed", item, id, err) : s;
 }
 
@@ -149,19 +286,20 @@ enum status subtitles_made(struct db_conn *c, const struct queue_task *t, bool r
                            const char *left_out, struct err *err)
 {
     int number = media_text_find_added(t->renditions);
-    if (number < 0)
-        return STATUS_OK; // the source's own need no more than their outputs
+    enum status s = add_chores(c, t, err);
+    if (s != STATUS_OK || number < 0)
+        return s;
     const char *reason = ready                   ? ""
                          : left_out && *left_out ? left_out
                                                  : "no subtitle can be read from the file";
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s = db_exec(c,
-                            "UPDATE orchestrator.subtitle SET state = $3::text, reason = $4::text "
-                            "WHERE item = $1::uuid AND number = $2::int AND state = 'converting' "
-                            "RETURNING coalesce(replaces, 0)",
-                            DB_PARAMS(DB_TEXT(t->item), DB_I64(number),
-                                      DB_TEXT(ready ? "ready" : "failed"), DB_TEXT(reason)),
-                            &r, err);
+    s = db_exec(c,
+                "UPDATE orchestrator.subtitle SET state = $3::text, reason = $4::text "
+                "WHERE item = $1::uuid AND number = $2::int AND state = 'converting' "
+                "RETURNING coalesce(replaces, 0)",
+                DB_PARAMS(DB_TEXT(t->item), DB_I64(number), DB_TEXT(ready ? "ready" : "failed"),
+                          DB_TEXT(reason)),
+                &r, err);
     if (s != STATUS_OK || db_result_n_rows(r) == 0 || !ready)
         return s;
     int replaces = (int)db_i64(r, 0, 0);

@@ -286,8 +286,10 @@ static enum status do_chore(struct orch *o, const struct db_result *r, size_t ro
         return STATUS_UNAVAILABLE;
     size_t len = 0;
     const uint8_t *digest = db_bytes(r, row, 5, &len);
-    enum status s = str_eq(db_text(r, row, 1), "unpin")
-                        ? unpin(c, db_text(r, row, 3), digest, len, err)
+    const char *kind = db_text(r, row, 1), *item = db_text(r, row, 3);
+    enum status s = str_eq(kind, "unpin") ? unpin(c, item, digest, len, err)
+                    : str_eq(kind, "words")
+                        ? subtitles_tell(o, item, db_text(r, row, 6), origin, err)
                         : drop(c, db_text(r, row, 4), err);
     return s == STATUS_NOT_FOUND ? STATUS_OK : s;
 }
@@ -303,7 +305,7 @@ static bool do_chores(struct orch *o)
                  "  not_before = now() + least(300, 15 * (attempts + 1)) * interval '1 second' "
                  "WHERE id IN (SELECT id FROM orchestrator.chore WHERE not_before <= now()"
                  "  ORDER BY not_before LIMIT $1::int FOR UPDATE SKIP LOCKED) "
-                 "RETURNING id, kind, origin, item, upload, digest",
+                 "RETURNING id, kind, origin, item, upload, digest, name",
                  DB_PARAMS(DB_I64(BATCH)), &r, &err);
     if (s != STATUS_OK) {
         failed(o, "chores", &err);

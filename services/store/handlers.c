@@ -26,6 +26,8 @@ static struct store_call begin(struct rpc_call *call)
 
 HANDLER(list, store_item_list, Store__ListItemsRequest, Store__ListItemsReply)
 HANDLER(search, store_item_search, Store__SearchRequest, Store__ListItemsReply)
+HANDLER(search_spoken, store_spoken_search, Store__SearchRequest, Store__SpokenReply)
+HANDLER(set_words, store_spoken_set, Store__SetWordsRequest, Store__SetWordsReply)
 HANDLER(get, store_item_get, Store__GetItemRequest, Store__Item)
 HANDLER(create, store_item_create, Store__CreateItemRequest, Store__Item)
 HANDLER(set_media, store_item_set_media, Store__SetMediaRequest, Store__Item)
@@ -48,6 +50,8 @@ enum status store_serve(struct store *s, struct rpc_server *server, struct err *
     static const struct store_catalog_handlers catalog_handlers = {
         .list = list,
         .search = search,
+        .search_spoken = search_spoken,
+        .set_words = set_words,
         .get = get,
         .create = create,
         .set_media = set_media,

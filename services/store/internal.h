@@ -125,6 +125,14 @@ enum status store_item_edit(struct store_call *c, const Store__EditItemRequest *
 enum status store_item_publish(struct store_call *c, const Store__PublishRequest *req,
                                Store__Item *ret, struct err *err) MUST_CHECK;
 
+#define STORE_QUERY_MAX 500 // bytes of a search
+
+// ---- what is said in items (spoken.c) ----
+enum status store_spoken_search(struct store_call *c, const Store__SearchRequest *req,
+                                Store__SpokenReply *ret, struct err *err) MUST_CHECK;
+enum status store_spoken_set(struct store_call *c, const Store__SetWordsRequest *req,
+                             Store__SetWordsReply *ret, struct err *err) MUST_CHECK;
+
 // ---- money (once.c, ledger.c, orders.c, vouchers.c) ----
 // Run an effect once per (account, key): a repetition with the same request gets the stored reply.
 struct store_once {

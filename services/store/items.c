@@ -9,7 +9,6 @@
 
 #define TITLE_MAX 500         // bytes
 #define DESCRIPTION_MAX 20000 // bytes
-#define QUERY_MAX 500         // bytes
 #define NAME_MAX_BYTES 64
 
 enum status store_item_read(const struct store_call *c, const struct db_result *r, size_t row,
@@ -148,8 +147,8 @@ enum status store_item_search(struct store_call *c, const Store__SearchRequest *
     struct store_page page;
     const char *rank, *id;
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    if (!req->query[strspn(req->query, " \t\r\n")] || strlen(req->query) > QUERY_MAX)
-        return rpc_bad_field(err, "query", "query must have 1 to %d bytes", QUERY_MAX);
+    if (!req->query[strspn(req->query, " \t\r\n")] || strlen(req->query) > STORE_QUERY_MAX)
+        return rpc_bad_field(err, "query", "query must have 1 to %d bytes", STORE_QUERY_MAX);
     enum status s = store_page_parse(req->page, &page, err);
     if (s == STATUS_OK)
         s = split_key(page.after, &rank, &id, err);

@@ -377,6 +377,76 @@ static void test_search_words_phrases_and_pages(void **state)
     assert_int_equal(walk(NULL, "'); DROP TABLE store.item; --", 10, all, 3), 0);
 }
 
+static enum status set_words(const char *item, const char *subtitle, int64_t start_ms,
+                             const char *const *words, size_t n)
+{
+    struct store_call c = as_node();
+    struct err err = ERR_INIT;
+    Store__SetWordsReply ret = STORE__SET_WORDS_REPLY__INIT;
+    Store__SetWordsRequest q = STORE__SET_WORDS_REQUEST__INIT;
+    Store__SpokenWords cues[4], *list[4];
+    for (size_t i = 0; i < n; i++) {
+        store__spoken_words__init(&cues[i]);
+        cues[i].start_ms = start_ms + (int64_t)i * 1000;
+        cues[i].words = mutable(words[i]);
+        list[i] = &cues[i];
+    }
+    q.item_id = mutable(item), q.subtitle = mutable(subtitle), q.cues = list, q.n_cues = n;
+    enum status s = store_spoken_set(&c, &q, &ret, &err);
+    done(&c);
+    return s;
+}
+
+// How many hits; of the first one when it begins, and whether its words can be read.
+static size_t find_spoken(const struct rpc_user *u, const char *query, int64_t *ret_ms,
+                          bool *ret_readable)
+{
+    struct store_call c = as(u);
+    struct err err = ERR_INIT;
+    Store__SpokenReply ret = STORE__SPOKEN_REPLY__INIT;
+    Store__SearchRequest q = STORE__SEARCH_REQUEST__INIT;
+    q.query = mutable(query);
+    expect(store_spoken_search(&c, &q, &ret, &err), STATUS_OK, &err);
+    size_t n = ret.n_hits;
+    *ret_ms = n ? ret.hits[0]->start_ms : -1;
+    *ret_readable = n && ret.hits[0]->words[0];
+    done(&c);
+    return n;
+}
+
+static void test_spoken_words_are_found_by_who_may_see_the_item(void **state)
+{
+    (void)state;
+    char open[UUID_SIZE], paid[UUID_SIZE], hidden[UUID_SIZE];
+    static const char *const words[] = {"the flugelhorn \"plays\" \\ on", "the ümlaut sings"};
+    static const char *const other_words[] = {"nothing of the kind"};
+    int64_t ms;
+    bool readable;
+    make_item(open, "Spoken", 0, "", true);
+    make_item(paid, "Spoken", 500, "EUR", true);
+    make_item(hidden, "Spoken", 0, "", false);
+    assert_int_equal(set_words(open, "s2", 61000, words, 2), STATUS_OK);
+    assert_int_equal(find_spoken(NULL, "flugelhorn", &ms, &readable), 1);
+    assert_true(ms == 61000 && readable);
+    assert_int_equal(find_spoken(NULL, "Ümlaut", &ms, &readable), 1);
+    assert_true(ms == 62000);
+    assert_int_equal(find_spoken(NULL, "flugelhorn ümlaut", &ms, &readable), 0);
+    assert_int_equal(set_words(hidden, "s2", 0, words, 2), STATUS_OK);
+    assert_int_equal(find_spoken(&buyer, "flugelhorn", &ms, &readable), 1);
+    assert_int_equal(find_spoken(&seller, "flugelhorn", &ms, &readable), 2);
+    assert_int_equal(set_words(hidden, "s2", 0, NULL, 0), STATUS_OK);
+    assert_int_equal(set_words(open, "s2", 5, other_words, 1), STATUS_OK); // instead
+    assert_int_equal(find_spoken(&seller, "flugelhorn", &ms, &readable), 0);
+    assert_int_equal(set_words(paid, "x1", 9, words, 1), STATUS_OK);
+    assert_int_equal(find_spoken(&buyer, "flugelhorn", &ms, &readable), 1);
+    assert_true(ms == 9 && !readable);
+    assert_int_equal(find_spoken(&seller, "flugelhorn", &ms, &readable), 1);
+    assert_true(readable);
+    assert_int_equal(set_words(STORE_NIL_UUID, "s2", 0, words, 1), STATUS_NOT_FOUND);
+    assert_int_equal(set_words(open, "", 0, words, 1), STATUS_INVALID_ARGUMENT);
+    assert_int_equal(set_words(open, "s2", -1, words, 1), STATUS_INVALID_ARGUMENT);
+}
+
 static void test_page_tokens_are_checked(void **state)
 {
     (void)state;
@@ -849,6 +919,7 @@ int main(void)
         cmocka_unit_test(test_media_state_moves_forward_only),
         cmocka_unit_test(test_list_shows_published_and_own),
         cmocka_unit_test(test_search_words_phrases_and_pages),
+        cmocka_unit_test(test_spoken_words_are_found_by_who_may_see_the_item),
         cmocka_unit_test(test_page_tokens_are_checked),
         cmocka_unit_test(test_check_says_why),
         cmocka_unit_test(test_buy_once_per_key_and_refund),

@@ -1,6 +1,8 @@
 """Text of a film: from its source, added afterwards, in playlists, in pieces, and burnt into the picture."""
 
+import json
 import subprocess
+import time
 
 from platform_fixture import PlatformTest, main
 
@@ -84,6 +86,17 @@ class Subtitles(PlatformTest):
         self.ctl("ana", "subtitles", "rm", self.item, "x3")
         self.assertEqual([s["id"] for s in self.play()["subtitles"]], ["s1", "s2"])
         self.assertEqual(self.ctl("ana", "job", "show", self.item)["state"], "done")
+
+    def test_4_what_is_said_is_found(self):
+        tail = self.events("ana")
+        self.ctl("ana", "subtitles", "add", "--timeout", "60s", self.item, self.path("a.srt"))
+        self.until(tail, lambda e: e["kind"] == "subtitle.added" and "x4" in json.dumps(e["data"]))
+        end = time.monotonic() + 120
+        hits = []
+        while {h["subtitle"] for h in hits} != {"s1", "x4"} and time.monotonic() < end:
+            hits = self.ctl("ana", "search", "--spoken", "second").get("hits", [])
+        self.assertEqual({(h["subtitle"], int(h["startMs"])) for h in hits}, {("s1", 4000), ("x4", 4000)})
+        self.assertEqual(hits[0]["words"], "second")
 
     def picture(self, base, rendition):
         """The brightness of the segment's first picture, point by point."""
