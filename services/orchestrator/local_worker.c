@@ -152,7 +152,7 @@ static enum status look(struct local_worker *w, struct need *ret, struct err *er
         "    AND w.last_seen > now() - $2::bigint * interval '1 millisecond'"
         "    AND NOT w.cordoned AND w.quarantined_until <= now()),"
         "  EXISTS (SELECT FROM orchestrator.task t JOIN orchestrator.job j ON j.id = t.job"
-        "    WHERE t.state = 'available' AND NOT j.paused)",
+        "    WHERE t.state = 'available' AND (t.demand OR NOT j.paused))",
         DB_PARAMS(DB_TEXT(opt->local_worker), DB_I64(opt->local_worker_after_ms)), &r, err);
     if (s == STATUS_OK)
         *ret = (struct need){.others = db_bool(r, 0, 0), .work = db_bool(r, 0, 1)};
