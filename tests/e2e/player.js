@@ -37,6 +37,18 @@ async function main() {
     }), [seconds, seek]);
     const first = await reaches(1.5, null);
     await reaches(7, 6.5);
+    // The cues of the subtitles that are shown by themselves, when there are any.
+    const cues = await page.evaluate(() => new Promise((resolve, reject) => {
+      const started = performance.now();
+      const look = () => {
+        const shown = [...document.querySelector('video').textTracks].filter((t) => t.mode === 'showing');
+        const found = shown.flatMap((t) => [...(t.cues || [])].map((c) => [t.language, c.startTime, c.endTime, c.text]));
+        if (shown.length === 0 || found.length) resolve(found);
+        else if (performance.now() - started > 60000) reject(new Error('no cues within 60 s'));
+        else requestAnimationFrame(look);
+      };
+      look();
+    }));
     const state = await page.evaluate(() => {
       const v = document.querySelector('video');
       return {currentTime: v.currentTime, duration: v.duration, width: v.videoWidth, height: v.videoHeight,
@@ -44,7 +56,7 @@ async function main() {
         levels: [...document.querySelectorAll('#level option')].map((o) => o.textContent)};
     });
     if (screenshot) await page.screenshot({path: screenshot});
-    console.log(JSON.stringify({first, ...state, errors}));
+    console.log(JSON.stringify({first, cues, ...state, errors}));
   } finally {
     await context.close();
     fs.rmSync(profile, {recursive: true, force: true});

@@ -25,7 +25,12 @@ class Browser(PlatformTest):
 
     def test_film_plays_with_several_levels(self):
         self.register("viewer")
-        film = make_film(self.path("film.mp4"), seconds=12, size="1280x720")
+        silent = make_film(self.path("silent.mp4"), seconds=12, size="1280x720")
+        with open(self.path("a.srt"), "w") as f:
+            f.write("1\n00:00:01,000 --> 00:00:02,500\nearly\n\n2\n00:00:06,800 --> 00:00:09,000\n<i>late</i>\n")
+        film = self.path("film.mp4")
+        subprocess.run(["ffmpeg", "-y", "-v", "error", "-i", silent, "-i", self.path("a.srt"), "-c", "copy", "-c:s", "mov_text",
+                        "-metadata:s:s:0", "language=eng", "-disposition:s:0", "default", film], check=True)
         item = self.upload("viewer", film, "--title", "For the browser", "--public", "--wait")["item_id"]
         shot = os.environ.get("CAUCE_SCREENSHOT", self.path("shot.png"))
         p = subprocess.run(["node", "player.js", self.http, item, "viewer", PASSWORD, shot], cwd=E2E,
@@ -35,6 +40,7 @@ class Browser(PlatformTest):
         self.assertGreater(r["currentTime"], 7)
         self.assertAlmostEqual(r["duration"], 12, delta=0.2)
         self.assertGreaterEqual(len(r["levels"]), 4, r)
+        self.assertEqual(r["cues"], [["eng", 1, 2.5, "early"], ["eng", 6.8, 9, "<i>late</i>"]])
         self.assertIsNone(r["error"])
         self.assertEqual(r["errors"], [])
 
