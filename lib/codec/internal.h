@@ -214,6 +214,12 @@ enum status codec_copy_video(struct codec_input *in, const struct media_plan *pl
                              const struct media_task *task, size_t rendition,
                              const struct codec_sink *sink, struct err *err) MUST_CHECK;
 
+// ---- analyse.c ----
+// Fit the plan's renditions, which are the bare H.264 ladder, to the film: media/title.h. Reads
+// short runs of it, on the video grid's segments; leaves the input anywhere.
+enum status codec_fit_ladder(struct codec_input *in, struct media_plan *plan, int stream,
+                             int64_t video_bytes, struct err *err) MUST_CHECK;
+
 // ---- video.c, audio.c ----
 enum status codec_encode_video(struct codec_input *in, const struct media_plan *plan,
                                const struct media_task *task, const struct codec_sink *sink,

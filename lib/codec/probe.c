@@ -569,17 +569,20 @@ static enum status add_ladder(struct probe *p, struct err *err)
     if (num > 0 && den > 0)
         fps = (struct media_rational){num, den};
     plan->n_renditions = media_plan_ladder(w, h, fps, plan->renditions, 5);
-    for (size_t i = 0; i < plan->n_renditions; i++) {
+    int64_t bytes = 0;
+    for (size_t i = 0; i < p->frames.n; i++)
+        bytes += p->frames.p[i].size;
+    enum status s = codec_fit_ladder(p->in, plan, p->video, bytes, err);
+    for (size_t i = 0; i < plan->n_renditions && s == STATUS_OK; i++) {
         struct media_rendition *r = &plan->renditions[i];
+        r->preset = (uint8_t)p->options.preset;
         r->track = (uint8_t)p->video;
         r->timescale = g->timescale;
         r->cts_shift = reorder_shift(g);
         set_colors(r, st->codecpar);
-        enum status s = codec_rendition_finish(r, err);
-        if (s != STATUS_OK)
-            return s;
+        s = codec_rendition_finish(r, err);
     }
-    return STATUS_OK;
+    return s;
 }
 
 // The ladder's rungs of 360 lines and more, and the top one, in the codecs that were asked for.

@@ -72,6 +72,8 @@ enum media_subtitle {
     MEDIA_SUBTITLE_BITMAP,   // PGS, DVD, DVB
     MEDIA_N_SUBTITLES
 };
+// What an uploader may choose: how much work goes into H.264.
+enum media_preset { MEDIA_PRESET_FAST = 0, MEDIA_PRESET_QUALITY = 1, MEDIA_N_PRESETS };
 // How decoding gets to the middle of the source.
 enum media_seek {
     MEDIA_SEEK_TIME = 0,  // the container's own index
@@ -193,6 +195,7 @@ struct media_rendition {
     uint32_t bandwidth_bps;           // peak for playlists, overhead included
     // H.264: CRF, profile_idc, level_idc. FLAC: profile is the bits of a sample, 16 or 24
     uint8_t crf, profile, level;
+    uint8_t preset; // H.264: enum media_preset
     uint8_t color[3]; // video: primaries, transfer, matrix (ITU-T H.273 numbers); 2: not specified
     uint8_t scale_from; // rendition that it is scaled from; MEDIA_FROM_SOURCE
     char recipe[384];   // everything that shapes the bytes, as text

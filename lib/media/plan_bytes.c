@@ -284,6 +284,7 @@ static void io_rendition(struct io *io, struct media_rendition *r)
     U(r->crf, UINT8_MAX);
     U(r->profile, UINT8_MAX);
     U(r->level, UINT8_MAX);
+    U(r->preset, UINT8_MAX);
     for (size_t i = 0; i < N_ELEMENTS(r->color); i++)
         U(r->color[i], UINT8_MAX);
     U(r->scale_from, UINT8_MAX);

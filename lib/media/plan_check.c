@@ -177,7 +177,8 @@ static enum status check_video_rendition(const struct media_plan *p, size_t i, s
         BAD("%s has no frame rate", r->id);
     if (r->timescale != p->video.timescale || r->frame_samples || r->priming)
         BAD("%s is off the video grid", r->id);
-    if (r->crf > 63 || r->maxrate_bps == 0 || r->cts_shift > INT32_MAX)
+    if (r->crf > 63 || r->maxrate_bps == 0 || r->cts_shift > INT32_MAX ||
+        r->preset >= MEDIA_N_PRESETS)
         BAD("%s has bad encoder settings", r->id);
     if (r->scale_from != MEDIA_FROM_SOURCE &&
         (r->scale_from >= i || p->renditions[r->scale_from].copy))

@@ -271,6 +271,12 @@ static uint8_t level_for(uint32_t w, uint32_t h, double fps, uint32_t maxrate)
     return levels[N_ELEMENTS(levels) - 1].level;
 }
 
+uint8_t media_h264_level(const struct media_rendition *r)
+{
+    double rate = r->frame_rate.den > 0 ? (double)r->frame_rate.num / r->frame_rate.den : 25;
+    return level_for(r->width, r->height, rate, r->maxrate_bps);
+}
+
 static uint32_t even_side(double v)
 {
     uint32_t n = (uint32_t)(v / 2 + 0.5) * 2;
@@ -301,7 +307,7 @@ static void fill_rung(struct media_rendition *r, const struct rung *g, uint32_t 
     r->bitrate_bps = r->maxrate_bps / 10 * 6;
     r->crf = g->crf;
     r->profile = 100; // High
-    r->level = level_for(r->width, r->height, rate, r->maxrate_bps);
+    r->level = media_h264_level(r);
     snprintf(r->codecs, sizeof(r->codecs), "avc1.%02x00%02x", (unsigned)r->profile,
              (unsigned)r->level);
 }

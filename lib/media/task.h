@@ -36,7 +36,6 @@ enum media_task_kind {
     MEDIA_TASK_VERIFY = 6,
 };
 // What an uploader may choose; all zero: the usual.
-enum media_preset { MEDIA_PRESET_FAST = 0, MEDIA_PRESET_QUALITY = 1, MEDIA_N_PRESETS };
 struct media_options {
     enum media_preset preset;
     uint32_t video_codecs; // probe: lazy renditions in these besides H.264; bits 1 << media_codec

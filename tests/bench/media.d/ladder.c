@@ -4,7 +4,8 @@
 //   codec=PATH source=PATH   cauce-codec and the film; both needed
 //   out=DIR                  where each rendition goes, as DIR/ID.mp4
 //   threads=N parallel=N     that a task may use; tasks at a time (1)
-//   cut=tasks|all|one        as the orchestrator cuts; one task per kind; one segment in one task
+//   cut=tasks|all|one|none   as the orchestrator cuts; one task per kind; one segment in one task;
+//                            the plan alone
 //   only=ID                  this rendition alone
 //   preset=fast|quality      of the ladder
 #include <fcntl.h>
@@ -168,6 +169,8 @@ static bool is_wanted(const struct bench *b, size_t i)
 static void add_jobs(struct bench *b, enum media_kind kind)
 {
     const struct media_grid *g = media_plan_grid(b->plan, kind);
+    if (str_eq(b->o.cut, "none"))
+        return;
     for (uint32_t at = 0; g && at < g->n_segments && b->n_jobs < MAX_TASKS;) {
         uint32_t left = (uint32_t)g->n_segments - at, n = left;
         if (str_eq(b->o.cut, "tasks")) {
