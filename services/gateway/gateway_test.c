@@ -566,6 +566,7 @@ static const char *const public_routes[] = {
     "POST /api/v1/refresh",
     "GET /api/v1/items",
     "GET /api/v1/search",
+    "GET /api/v1/search/spoken",
     "GET /api/v1/items/{item_id}",
 };
 
