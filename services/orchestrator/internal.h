@@ -335,6 +335,10 @@ enum status subtitles_source(struct orch *o, const char *item, const char *id,
 // In the transaction that publishes its task: ready, or failed because of `left_out`.
 enum status subtitles_made(struct db_conn *c, const struct queue_task *t, bool ready,
                            const char *left_out, struct err *err) MUST_CHECK;
+// A track of the source that was tried and could not be read is not waited for.
+// errors  NOT_FOUND: nothing will come of it
+enum status subtitles_expected(struct orch *o, const struct item *it, const char *rendition,
+                               struct err *err) MUST_CHECK;
 // Tell the store what is said in that text of the item, or that it is gone.
 enum status subtitles_tell(struct orch *o, const char *item, const char *id, const char *origin,
                            struct err *err) MUST_CHECK;

@@ -882,13 +882,14 @@ static void test_pictures_are_published_as_far_as_there_are_any(void **state)
 
 static void add_text_track(struct media_plan *p)
 {
+    uint16_t index = (uint16_t)p->source.n_tracks;
     struct media_track *t = &p->source.tracks[p->source.n_tracks++];
     t->type = MEDIA_TRACK_SUBTITLE;
     t->chosen = true;
     t->subtitle = MEDIA_SUBTITLE_TEXT;
     t->sar = t->frame_rate = (struct media_rational){1, 1};
     str_copy(t->language, sizeof t->language, "ger");
-    t->index = 2;
+    t->index = index;
 }
 
 static void test_text_of_the_source_is_made_and_located(void **state)
@@ -899,11 +900,12 @@ static void test_text_of_the_source_is_made_and_located(void **state)
     AUTO(rpc_message_free_p) Transcode__LeaseReply *probe = lease(0, 1, 5000);
     struct media_plan *plan = test_plan(100, SOURCE_SIZE);
     add_text_track(plan);
+    add_text_track(plan);
     must(complete_plan(0, probe->tasks[0], plan, &err));
     AUTO(rpc_message_free_p)
     Transcode__LeaseReply *l = lease_kind(TRANSCODE__TASK_KIND__TEXTS);
     const Transcode__Task *t = l->tasks[0];
-    assert_int_equal(t->n_renditions, 1);
+    assert_int_equal(t->n_renditions, 2);
     assert_string_equal(t->renditions[0], "s2");
     assert_int_equal(t->source_size, SOURCE_SIZE);
     AUTO(arena_free_p) struct arena *a = arena_new(1 << 16);
@@ -918,6 +920,8 @@ static void test_text_of_the_source_is_made_and_located(void **state)
     assert_int_equal(n, 1);
     must_fail(STATUS_NOT_FOUND, locate(w.as_gateway, NULL, "", u.item, "s1", 0, 1, 0, &n, &err));
     must_fail(STATUS_NOT_FOUND, locate(w.as_gateway, NULL, "", u.item, "x1", 0, 1, 0, &n, &err));
+    // Planned, tried, and nothing came of it: nobody waits.
+    must_fail(STATUS_NOT_FOUND, locate(w.as_gateway, NULL, "", u.item, "s3", 0, 1, 20000, &n, &err));
     do_all_chunks();
     wait_for("SELECT state = 'ready' FROM orchestrator.item WHERE id = $1::uuid", u.item);
 }

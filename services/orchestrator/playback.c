@@ -312,6 +312,8 @@ static enum status raise_it(struct locate_wait *w, struct err *err)
     enum status s = playable_item(w->o, w->item, &it, err);
     if (s == STATUS_OK)
         s = backends_check(w->o->backends, w->route, err);
+    if (s == STATUS_OK)
+        s = subtitles_expected(w->o, &it, w->rendition, err);
     int64_t now_us = time_mono_us();
     if (s != STATUS_OK || (w->raised_us && now_us - w->raised_us < ASK_AGAIN_US))
         return s;
