@@ -420,7 +420,10 @@ static struct media_plan *film(void)
     return p;
 }
 
-#define W(...) {__VA_ARGS__}
+#define W(...)                                                                                     \
+    {                                                                                              \
+        __VA_ARGS__                                                                                \
+    }
 
 static void test_wishes_and_limits_as_reasoned(void **state)
 {

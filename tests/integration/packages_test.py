@@ -4,11 +4,13 @@ import json
 import os
 import re
 import subprocess
+import time
 import urllib.parse
 
 from platform_fixture import PlatformTest, ffprobe, main
 
 FPS, SECONDS = 25, 9
+MADE_S = 240  # each request waits up to 30 s by itself
 
 
 def make_film(path):
@@ -62,6 +64,15 @@ class Packages(PlatformTest):
     def languages(self, play):
         """Those that the plan has sound in: the second track's is there when the codec makes it."""
         return ["eng"] + ["deu"] * any(r["id"] == "a128-2" for r in play["renditions"])
+
+    def made(self, url):
+        """Asks for a segment as players do, again as long as it is being made."""
+        end = time.monotonic() + MADE_S
+        while True:
+            r = self.request(url)
+            if r.status != 503 or time.monotonic() > end:
+                self.assertEqual(r.status, 200, r.body[:200])
+                return
 
     # ---- the decision
 
@@ -157,6 +168,8 @@ class Packages(PlatformTest):
         self.assertEqual(play["videoRendition"], "vcopy")
         url = self.variant(play)
         self.assertIn("/vcopy.m3u8", url)
+        for part in re.findall(r"^[^#\n].*$", self.request(url).body.decode(), re.M):
+            self.made(urllib.parse.urljoin(url, part))
         self.check_player(self.url(play["masterUrl"]))
         kept = self.path("remuxed.mp4")
         with open(kept, "wb") as f:
