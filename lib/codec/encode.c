@@ -4,20 +4,19 @@
 static enum status check_task(const struct media_plan *p, const struct media_task *t,
                               struct err *err)
 {
-    enum media_kind kind = MEDIA_UNKNOWN;
+    const struct media_grid *g = NULL;
     for (uint32_t i = 0; i < t->n_renditions; i++) {
         if (t->renditions[i] >= p->n_renditions)
             return err_set(err, STATUS_FAILED_PRECONDITION, "task: no rendition %u in the plan",
                            (unsigned)t->renditions[i]);
-        enum media_kind k = p->renditions[t->renditions[i]].kind;
-        if (i > 0 && k != kind)
-            return err_set(err, STATUS_FAILED_PRECONDITION, "task: renditions of two kinds");
+        const struct media_grid *its = media_rendition_grid(p, t->renditions[i]);
+        if (i > 0 && its != g)
+            return err_set(err, STATUS_FAILED_PRECONDITION, "task: renditions of two grids");
         for (uint32_t before = 0; before < i; before++)
             if (t->renditions[before] == t->renditions[i])
                 return err_set(err, STATUS_FAILED_PRECONDITION, "task: a rendition twice");
-        kind = k;
+        g = its;
     }
-    const struct media_grid *g = media_plan_grid(p, kind);
     if (!g || t->n_segments == 0 || t->first_segment >= g->n_segments ||
         t->n_segments > g->n_segments - t->first_segment)
         return err_set(err, STATUS_FAILED_PRECONDITION,

@@ -241,9 +241,10 @@ static const struct {
     {FILM "-c:v mpeg4 -g 48", ".mp4", false, NULL},
 };
 
-static void check_cuts(const struct media_plan *p, const char *args)
+static void check_cuts(const struct media_plan *p, int r, const char *args)
 {
-    const struct media_grid *g = &p->video;
+    const struct media_grid *g = media_rendition_grid(p, (size_t)r);
+    assert_non_null(g);
     for (size_t i = 0; i + 1 < g->n_segments; i++) {
         int64_t ms = media_segment_duration_us(g, i) / 1000;
         if (ms < 1400 || ms > 11000)
@@ -255,7 +256,7 @@ static void check_cuts(const struct media_plan *p, const char *args)
 static void check_copy(const struct codec_source *s, const struct media_plan *p, int r,
                        const char *args)
 {
-    const struct media_grid *g = &p->video;
+    const struct media_grid *g = media_rendition_grid(p, (size_t)r);
     struct pictures want, got;
     decode_all(s, &want);
     for (uint32_t first = 0; first < g->n_segments; first++) {
@@ -290,7 +291,7 @@ static void test_copies_hold_the_pictures_of_the_source(void **state)
             assert_true(p->renditions[r].copy && p->renditions[r].lazy && r > 0);
             if (copies[i].codecs && !str_starts_with(p->renditions[r].codecs, copies[i].codecs))
                 fail_msg("%s: codecs %s", copies[i].args, p->renditions[r].codecs);
-            check_cuts(p, copies[i].args);
+            check_cuts(p, r, copies[i].args);
             check_copy(&s, p, r, copies[i].args);
         }
         close(s.fd);

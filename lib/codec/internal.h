@@ -202,8 +202,8 @@ struct codec_picture {    // what the probe knows of one, in order of presentati
     uint32_t order, size; // which packet of the stream it is, and its bytes
     bool key;
 };
-// Cut the video grid, whose frames are set, at keyframes, when the source's pictures can be copied
-// into its segments as they are. *ret_fits false: it is not cut.
+// Cut the grid of copies at keyframes, once the video grid is made, when the source's pictures can
+// be copied into its segments as they are. *ret_fits false: there are no copies.
 enum status codec_copy_cut(struct codec_input *in, int stream, struct media_plan *plan,
                            const struct codec_picture *pics, size_t n, bool *ret_fits,
                            struct err *err) MUST_CHECK;

@@ -503,9 +503,9 @@ static enum status cut_video(struct probe *p, struct err *err)
     return st;
 }
 
-// At keyframes alone where the pictures can be copied; p->pictures are then what "vcopy" is made
+// The grid of copies, where the pictures can be copied; p->pictures are then what "vcopy" is made
 // of.
-static enum status cut_video_for_copies(struct probe *p, bool *ret_fits, struct err *err)
+static enum status cut_copies(struct probe *p, bool *ret_fits, struct err *err)
 {
     const struct stamps *s = &p->frames;
     *ret_fits = false;
@@ -621,9 +621,9 @@ static enum status plan_video(struct probe *p, int64_t zero, struct err *err)
         s = variable_grid(p, zero, err);
     bool copied = false;
     if (s == STATUS_OK)
-        s = cut_video_for_copies(p, &copied, err);
-    if (s == STATUS_OK && !copied)
         s = cut_video(p, err);
+    if (s == STATUS_OK)
+        s = cut_copies(p, &copied, err);
     if (s == STATUS_OK)
         s = add_ladder(p, err);
     if (s == STATUS_OK)

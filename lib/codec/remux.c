@@ -182,9 +182,7 @@ static void drop_cuts(struct media_grid *g)
 {
     mem_free(g->segments);
     mem_free(g->chunks);
-    g->segments = NULL;
-    g->chunks = NULL;
-    g->n_segments = g->n_chunks = 0;
+    *g = (struct media_grid){0};
 }
 
 static enum status cut_at_closed(struct media_grid *g, const struct codec_picture *pics, size_t n,
@@ -207,11 +205,15 @@ enum status codec_copy_cut(struct codec_input *in, int stream, struct media_plan
                            struct err *err)
 {
     const AVStream *st = in->fmt->streams[stream];
-    struct media_grid *g = &plan->video;
+    struct media_grid *g = &plan->video_copy;
     *ret_fits = false;
     if (n == 0 || !stream_fits(in, stream) ||
-        !pictures_fill_grid(g, st->time_base, plan->source.video_zero, pics, n))
+        !pictures_fill_grid(&plan->video, st->time_base, plan->source.video_zero, pics, n))
         return STATUS_OK;
+    *g = plan->video; // its frames
+    g->segments = NULL;
+    g->chunks = NULL;
+    g->n_segments = g->n_chunks = 0;
     struct buf record;
     unsigned length_size;
     buf_init(&record, MAX_RECORD);
@@ -275,7 +277,7 @@ enum status codec_copy_add(const struct codec_input *in, int stream, struct medi
                            const struct codec_picture *pics, size_t n, struct err *err)
 {
     const AVCodecParameters *par = in->fmt->streams[stream]->codecpar;
-    const struct media_grid *g = &plan->video;
+    const struct media_grid *g = &plan->video_copy;
     if (plan->n_renditions == MEDIA_MAX_RENDITIONS)
         return STATUS_OK;
     struct media_rendition *r = &plan->renditions[plan->n_renditions];

@@ -128,7 +128,7 @@ static void put_set(const struct media_plan *p, const struct media_offer *o,
     buf_puts(b, ">\n");
     if (!video)
         put_audio_facts(p, o, r->track, b);
-    put_timeline(video ? &p->video : &p->audio, b);
+    put_timeline(media_rendition_grid(p, first), b);
     for (size_t i = first; i < p->n_renditions; i++) {
         if (!is_alike(&p->renditions[i], r) || !media_offer_has(p, o, i))
             continue;

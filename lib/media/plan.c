@@ -54,6 +54,8 @@ void media_plan_free(struct media_plan *p)
         return;
     grid_done(&p->video);
     grid_done(&p->audio);
+    p->video_copy.frame_times = NULL; // was video's
+    grid_done(&p->video_copy);
     for (size_t i = 0; i < MEDIA_MAX_RENDITIONS; i++)
         mem_free(p->renditions[i].init);
     mem_free(p);
@@ -77,7 +79,12 @@ const struct media_grid *media_plan_grid(const struct media_plan *p, enum media_
 
 const struct media_grid *media_rendition_grid(const struct media_plan *p, size_t rendition)
 {
-    return rendition < p->n_renditions ? media_plan_grid(p, p->renditions[rendition].kind) : NULL;
+    if (rendition >= p->n_renditions)
+        return NULL;
+    const struct media_rendition *r = &p->renditions[rendition];
+    if (r->kind == MEDIA_VIDEO && r->copy)
+        return p->video_copy.n_segments ? &p->video_copy : NULL;
+    return media_plan_grid(p, r->kind);
 }
 
 int64_t media_plan_duration_us(const struct media_plan *p)

@@ -210,6 +210,9 @@ struct media_plan {
     enum media_kind kind;
     struct media_source source;
     struct media_grid video, audio;
+    // The picture's grid cut at the source's keyframes alone, however far apart: of renditions that
+    // are copies. Empty when there are none; frame_times is video's.
+    struct media_grid video_copy;
     size_t n_renditions;
     // Video before audio; the first of each kind is the ladder, high to low, that everything can
     // play and that is not lazy.

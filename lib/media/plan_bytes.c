@@ -226,6 +226,23 @@ static void io_segment(struct io *io, struct media_segment *s, bool is_video)
     s->seek_offset = off - 1;
 }
 
+static void io_cuts(struct io *io, struct media_grid *g, bool is_video)
+{
+    g->segments = io_room(io, g->segments, g->n_segments, sizeof(*g->segments));
+    for (size_t i = 0; i < g->n_segments && !io->bad; i++)
+        io_segment(io, &g->segments[i], is_video);
+    U(g->n_chunks, g->n_segments);
+    g->chunks = io_room(io, g->chunks, g->n_chunks, sizeof(*g->chunks));
+    uint32_t first = 0;
+    for (size_t i = 0; i < g->n_chunks && !io->bad; i++) {
+        g->chunks[i].first_segment = first;
+        U(g->chunks[i].n_segments, g->n_segments - first);
+        first += g->chunks[i].n_segments;
+    }
+    if (!io->out && !io->bad && !media_grid_lay_out(g, is_video))
+        io_fail(io);
+}
+
 static void io_grid(struct io *io, struct media_grid *g, bool is_video)
 {
     U(g->n_segments, MEDIA_MAX_SEGMENTS);
@@ -244,19 +261,23 @@ static void io_grid(struct io *io, struct media_grid *g, bool is_video)
                 get_frame_times(io, g);
         }
     }
-    g->segments = io_room(io, g->segments, g->n_segments, sizeof(*g->segments));
-    for (size_t i = 0; i < g->n_segments && !io->bad; i++)
-        io_segment(io, &g->segments[i], is_video);
-    U(g->n_chunks, g->n_segments);
-    g->chunks = io_room(io, g->chunks, g->n_chunks, sizeof(*g->chunks));
-    uint32_t first = 0;
-    for (size_t i = 0; i < g->n_chunks && !io->bad; i++) {
-        g->chunks[i].first_segment = first;
-        U(g->chunks[i].n_segments, g->n_segments - first);
-        first += g->chunks[i].n_segments;
+    io_cuts(io, g, is_video);
+}
+
+// The frames are the other's; only the cuts are its own.
+static void io_copy_grid(struct io *io, struct media_grid *g, const struct media_grid *frames)
+{
+    U(g->n_segments, MEDIA_MAX_SEGMENTS);
+    if (g->n_segments == 0 || io->bad)
+        return;
+    if (!io->out) {
+        g->timescale = frames->timescale;
+        g->duration = frames->duration;
+        g->n_frames = frames->n_frames;
+        g->frame_ticks = frames->frame_ticks;
+        g->frame_times = frames->frame_times;
     }
-    if (!io->out && !io->bad && !media_grid_lay_out(g, is_video))
-        io_fail(io);
+    io_cuts(io, g, true);
 }
 
 static void io_rendition(struct io *io, struct media_rendition *r)
@@ -302,6 +323,7 @@ static void io_plan(struct io *io, struct media_plan *p)
     io_source(io, &p->source);
     io_grid(io, &p->video, true);
     io_grid(io, &p->audio, false);
+    io_copy_grid(io, &p->video_copy, &p->video);
     U(p->n_renditions, MEDIA_MAX_RENDITIONS);
     for (size_t i = 0; i < p->n_renditions && !io->bad; i++)
         io_rendition(io, &p->renditions[i]);

@@ -227,6 +227,20 @@ static enum status check_rendition(const struct media_plan *p, size_t i, struct 
     return s == STATUS_OK ? media_cmaf_init_config(p, i, &config, err) : s;
 }
 
+static enum status check_copy_grid(const struct media_plan *p, struct err *err)
+{
+    const struct media_grid *g = &p->video_copy, *v = &p->video;
+    if (g->n_segments == 0)
+        return check_grid(g, true, err);
+    if (g->timescale != v->timescale || g->duration != v->duration || g->n_frames != v->n_frames ||
+        g->frame_ticks != v->frame_ticks || g->frame_times != v->frame_times)
+        BAD("the grid of copies has frames of its own");
+    if (g->n_segments > MEDIA_MAX_SEGMENTS || g->n_chunks > g->n_segments)
+        BAD("%zu segments, %zu chunks", g->n_segments, g->n_chunks);
+    enum status s = check_segments(g, true, err);
+    return s == STATUS_OK ? check_chunks(g, err) : s;
+}
+
 enum status media_plan_check(const struct media_plan *p, struct err *err)
 {
     if (p->kind != MEDIA_VIDEO && p->kind != MEDIA_AUDIO)
@@ -238,6 +252,8 @@ enum status media_plan_check(const struct media_plan *p, struct err *err)
         s = check_grid(&p->video, true, err);
     if (s == STATUS_OK)
         s = check_grid(&p->audio, false, err);
+    if (s == STATUS_OK)
+        s = check_copy_grid(p, err);
     if (s != STATUS_OK)
         return s;
     if (p->n_renditions == 0 || p->n_renditions > MEDIA_MAX_RENDITIONS)
