@@ -153,12 +153,16 @@ static int64_t longest_us(const struct media_grid *g)
 enum status media_dash_manifest(const struct media_plan *p, const struct media_offer *offer,
                                 const struct media_rate *rates, struct buf *b, struct err *err)
 {
-    int64_t video_us = longest_us(&p->video), audio_us = longest_us(&p->audio);
+    int64_t longest = 0;
+    for (size_t i = 0; i < p->n_renditions; i++) {
+        int64_t us = begins_set(p, offer, i) ? longest_us(media_rendition_grid(p, i)) : 0;
+        longest = us > longest ? us : longest;
+    }
     buf_puts(b, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
                 "<MPD xmlns=\"urn:mpeg:dash:schema:mpd:2011\""
                 " profiles=\"urn:mpeg:dash:profile:isoff-live:2011\" type=\"static\"");
     put_seconds(b, "mediaPresentationDuration", media_plan_duration_us(p));
-    put_seconds(b, "maxSegmentDuration", video_us > audio_us ? video_us : audio_us);
+    put_seconds(b, "maxSegmentDuration", longest);
     buf_puts(b, " minBufferTime=\"PT2S\">\n  <Period id=\"0\" start=\"PT0S\">\n");
     for (size_t i = 0; i < p->n_renditions; i++)
         if (begins_set(p, offer, i))
