@@ -311,6 +311,22 @@ for name, args, ext in (
     case("pictures: " + name, **CFR)(lambda args=args, ext=ext, audio=audio: base(ext, *args, audio=audio))
 
 
+def is_sdr(r, film, heard):
+    """Tagged as what every screen shows, light is light and dark is dark."""
+    for v in r["plan"]["renditions"]:
+        need(v["kind"] != "video" or v["lazy"] or v["color"] == [1, 1, 1], "%s is tagged %s", v["id"], v["color"])
+    flash = film.mean(film.pictures[PULSE_AT], 0, 2, 8, 4)
+    still = film.mean(film.pictures[PULSE_AT + 3], 0, 2, 8, 4)
+    need(flash > 170, "a flash has luma %d", flash)
+    need(16 <= still < 110, "what is dark has luma %d", still)
+
+
+for name, trc in (("HDR10", "smpte2084"), ("HLG", "arib-std-b67")):
+    case("pictures: " + name, **dict(CFR, check=is_sdr))(
+        lambda trc=trc: base("mp4", "-c:v", "libx265", "-preset", "ultrafast", "-pix_fmt", "yuv420p10le", "-x265-params",
+                             "log-level=none:colorprim=bt2020:transfer=%s:colormatrix=bt2020nc:hdr10=1:max-cll=1000,400" % trc))
+
+
 for codec, ext in ((["-c:v", "libvpx", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "1M", "-pix_fmt", "yuv420p"], "mkv"),
                    (["-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv444p"], "mp4")):
     case("odd width and height, " + codec[1], **dict(CFR, size=(130, 70)))(
