@@ -282,7 +282,23 @@ static void test_combs_of_interlaced_frames_are_blended(void **state)
 
 struct images {
     AVFrame *picture[MEDIA_N_IMAGES];
+    uint32_t preview_width, preview_height, preview_frames;
 };
+
+static uint32_t le24(const uint8_t *p)
+{
+    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16;
+}
+
+// An animated WebP's canvas and pictures, by its chunks (the WebP container specification).
+static void note_preview(struct images *got, const uint8_t *b, size_t n)
+{
+    assert_true(n <= MEDIA_MAX_PREVIEW_BYTES && memcmp(b + 8, "WEBPVP8X", 8) == 0);
+    got->preview_width = le24(b + 24) + 1;
+    got->preview_height = le24(b + 27) + 1;
+    for (size_t at = 12; at + 8 <= n; at += 8 + ((le24(b + at + 4) + 1) & ~1U))
+        got->preview_frames += memcmp(b + at, "ANMF", 4) == 0;
+}
 
 static enum status keep_image(void *ud, const struct media_segment_out *out, const void *bytes,
                               size_t n, struct err *err)
@@ -291,6 +307,10 @@ static enum status keep_image(void *ud, const struct media_segment_out *out, con
     (void)err;
     assert_true(out->rendition < MEDIA_N_IMAGES && !got->picture[out->rendition]);
     assert_true(media_image_is_sane(bytes, n) && out->size == n);
+    if (out->rendition == MEDIA_IMAGE_PREVIEW) {
+        note_preview(got, bytes, n);
+        return STATUS_OK;
+    }
     AUTO(codec_context_free_p)
     AVCodecContext *c = avcodec_alloc_context3(avcodec_find_decoder(AV_CODEC_ID_MJPEG));
     AUTO(codec_packet_free_p) AVPacket *pkt = av_packet_alloc();
@@ -307,12 +327,13 @@ static enum status keep_image(void *ud, const struct media_segment_out *out, con
 static void make_images(const struct codec_source *s, const struct media_plan *p,
                         struct images *ret)
 {
-    struct media_task t = {.kind = MEDIA_TASK_IMAGES,
-                           .source_size = s->size,
-                           .threads = 1,
-                           .n_segments = 1,
-                           .n_renditions = MEDIA_N_IMAGES,
-                           .renditions = {MEDIA_IMAGE_POSTER, MEDIA_IMAGE_TILES}};
+    struct media_task t = {
+        .kind = MEDIA_TASK_IMAGES,
+        .source_size = s->size,
+        .threads = 1,
+        .n_segments = 1,
+        .n_renditions = MEDIA_N_IMAGES,
+        .renditions = {MEDIA_IMAGE_POSTER, MEDIA_IMAGE_TILES, MEDIA_IMAGE_PREVIEW}};
     struct codec_sink sink = {.segment = keep_image, .ud = ret};
     struct err err = ERR_INIT;
     if (codec_images(s, p, &t, &sink, &err) != STATUS_OK)
@@ -346,7 +367,7 @@ static void test_films_have_a_poster_and_a_tile_for_each_part(void **state)
         if (!open_media(names[i], &s))
             skip();
         AUTO(media_plan_free_p) struct media_plan *p = probe(&s);
-        struct images got = {{NULL}};
+        struct images got = {.picture = {NULL}};
         struct media_tiles l;
         uint32_t w, h;
         int darkest, lightest;
@@ -358,6 +379,12 @@ static void test_films_have_a_poster_and_a_tile_for_each_part(void **state)
         assert_int_equal(poster->height, h);
         range_of(poster, 0, 0, poster->width, poster->height, &darkest, &lightest);
         assert_true(lightest - darkest > 60);
+        media_preview_size(p->renditions[0].width, p->renditions[0].height, &w, &h);
+        assert_int_equal(got.preview_width, w);
+        assert_int_equal(got.preview_height, h);
+        if (got.preview_frames < 2 ||
+            got.preview_frames > MEDIA_PREVIEW_CUTS * MEDIA_PREVIEW_CUT_FRAMES)
+            fail_msg("%s: a preview of %u pictures", names[i], got.preview_frames);
         media_tiles_layout(p, &l);
         const AVFrame *sheet = got.picture[MEDIA_IMAGE_TILES];
         assert_int_equal(sheet != NULL, l.n > 0);

@@ -1,8 +1,10 @@
-// An images task: stills of the film for its poster and its seek bar, or the cover of a song.
+// An images task: stills of the film for its poster and its seek bar, some moving moments of it, or
+// the cover of a song.
 //
-// Stills are taken where segments begin. The decoder goes on from where it is when that is in the
-// same run of the source, so that a source with few keyframes is decoded once and not again and
-// again; pictures that no other needs are passed over.
+// Stills are taken where segments begin: the keyframe alone where one is near enough. Otherwise the
+// decoder goes on from where it is when that is in the same run of the source, so that a source
+// with few keyframes is decoded once and not again and again; pictures that no other needs are
+// passed over. The poster is the tile that shows most, from before it was made small.
 #include <string.h>
 
 #include <libavutil/imgutils.h>
@@ -12,6 +14,8 @@
 #include "codec/internal.h"
 
 #define JPEG_QUALITY 4 // of mjpeg's scale: 2 best, 31 worst
+#define NEAR_MS 2500   // a keyframe so long before a segment stands for its first picture
+#define MAX_PASSED 256 // packets between a seek and the keyframe that it should lead to
 
 struct stills {
     struct codec_input *in;
@@ -20,12 +24,15 @@ struct stills {
     AVCodecContext *dec;
     int64_t run_ticks; // where the source's run was entered that is being decoded
     int64_t at;        // grid time of the last picture; MEDIA_TIME_UNKNOWN: nowhere yet
+    AVFrame *best;     // the picture of the tile that shows most
 };
 
 // ---------------------------------------------------------------- JPEG
 
-// Limited range and the source's matrix to what JPEG means: full range, BT.601.
-static enum status to_jpeg_colors(const AVFrame *in, int space, AVFrame **ret, struct err *err)
+// Limited range and the source's matrix to what pictures in files mean: BT.601, and full range for
+// JPEG.
+static enum status to_file_colors(const AVFrame *in, int space, bool full, AVFrame **ret,
+                                  struct err *err)
 {
     AUTO(codec_frame_free_p) AVFrame *out = av_frame_alloc();
     struct SwsContext *sws =
@@ -33,12 +40,13 @@ static enum status to_jpeg_colors(const AVFrame *in, int space, AVFrame **ret, s
                        AV_PIX_FMT_YUV420P, SWS_BICUBIC | SWS_ACCURATE_RND, NULL, NULL, NULL);
     bool ok = out && sws;
     if (ok) {
-        out->format = AV_PIX_FMT_YUVJ420P;
-        out->color_range = AVCOL_RANGE_JPEG;
+        out->format = full ? AV_PIX_FMT_YUVJ420P : AV_PIX_FMT_YUV420P;
+        out->color_range = full ? AVCOL_RANGE_JPEG : AVCOL_RANGE_MPEG;
         out->width = in->width;
         out->height = in->height;
         (void)sws_setColorspaceDetails(sws, sws_getCoefficients(space), 0,
-                                       sws_getCoefficients(SWS_CS_ITU601), 1, 0, 1 << 16, 1 << 16);
+                                       sws_getCoefficients(SWS_CS_ITU601), full, 0, 1 << 16,
+                                       1 << 16);
         ok = av_frame_get_buffer(out, 0) >= 0 &&
              sws_scale(sws, (const uint8_t *const *)in->data, in->linesize, 0, in->height,
                        out->data, out->linesize) == in->height;
@@ -149,6 +157,51 @@ static enum status grab(struct stills *t, size_t segment, int64_t want, AVFrame 
     return decode_until(t, want, ret, err);
 }
 
+// The keyframe that the segment is entered at, alone, when it is near enough to stand for its first
+// picture. *ret NULL: it is not, or does not come.
+static enum status grab_key(struct stills *t, size_t segment, AVFrame **ret, struct err *err)
+{
+    const struct media_segment *seg = &t->plan->video.segments[segment];
+    const AVStream *st = t->in->fmt->streams[t->stream];
+    enum media_seek how = t->plan->source.seek;
+    *ret = NULL;
+    if (how == MEDIA_SEEK_NONE || seg->seek_ticks == MEDIA_TIME_UNKNOWN)
+        return STATUS_OK;
+    int64_t key = av_rescale_q(seg->seek_ticks - t->plan->source.video_zero, st->time_base,
+                               (AVRational){1, (int)t->plan->video.timescale});
+    if (seg->start - key > (int64_t)t->plan->video.timescale * NEAR_MS / 1000)
+        return STATUS_OK;
+    AUTO(codec_packet_free_p) AVPacket *pkt = av_packet_alloc();
+    AUTO(codec_frame_free_p) AVFrame *frame = av_frame_alloc();
+    if (!pkt || !frame)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "decode: out of memory");
+    enum status s = codec_input_seek(t->in, t->stream, how, seg->seek_ticks, seg->seek_offset, err);
+    if (s != STATUS_OK)
+        return s;
+    avcodec_flush_buffers(t->dec);
+    t->at = MEDIA_TIME_UNKNOWN;
+    bool found = false;
+    for (int n = 0; n < MAX_PASSED && !found; n++) {
+        int r = av_read_frame(t->in->fmt, pkt);
+        if (r < 0)
+            return t->in->failed || r == AVERROR(ENOMEM) ? codec_error(t->in, r, "decode", err)
+                                                         : STATUS_OK;
+        found = pkt->stream_index == t->stream && (pkt->flags & AV_PKT_FLAG_KEY) &&
+                !(pkt->flags & AV_PKT_FLAG_DISCARD);
+        if (!found)
+            av_packet_unref(pkt);
+    }
+    if (found && avcodec_send_packet(t->dec, pkt) >= 0) {
+        (void)avcodec_send_packet(t->dec, NULL);
+        if (avcodec_receive_frame(t->dec, frame) >= 0 && frame->data[0]) {
+            codec_frame_fill_colors(frame, st->codecpar);
+            *ret = TAKE(frame);
+        }
+    }
+    avcodec_flush_buffers(t->dec);
+    return STATUS_OK;
+}
+
 static enum status set_up(struct stills *t, struct err *err)
 {
     const struct media_track *track = media_plan_track(t->plan, MEDIA_TRACK_VIDEO);
@@ -163,9 +216,9 @@ static enum status set_up(struct stills *t, struct err *err)
     return s;
 }
 
-// A decoded picture at that size, in JPEG's colours.
-static enum status shrink(const struct stills *t, const AVFrame *f, uint32_t width, uint32_t height,
-                          AVFrame **ret, struct err *err)
+// A decoded picture at that size, in the colours of pictures in files.
+static enum status shrink_as(const struct stills *t, const AVFrame *f, uint32_t width,
+                             uint32_t height, bool full, AVFrame **ret, struct err *err)
 {
     const struct media_track *track =
         t ? media_plan_track(t->plan, MEDIA_TRACK_VIDEO) : NULL; // a cover stands upright
@@ -175,7 +228,13 @@ static enum status shrink(const struct stills *t, const AVFrame *f, uint32_t wid
     if (!scaler)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "picture: out of memory");
     enum status s = codec_scaler_run(scaler, f, &small, err);
-    return s == STATUS_OK ? to_jpeg_colors(small, codec_frame_matrix(small), ret, err) : s;
+    return s == STATUS_OK ? to_file_colors(small, codec_frame_matrix(small), full, ret, err) : s;
+}
+
+static enum status shrink(const struct stills *t, const AVFrame *f, uint32_t width, uint32_t height,
+                          AVFrame **ret, struct err *err)
+{
+    return shrink_as(t, f, width, height, true, ret, err);
 }
 
 // ---------------------------------------------------------------- tiles
@@ -223,9 +282,8 @@ static enum status new_sheet(const struct media_tiles *l, AVFrame **ret, struct 
     return STATUS_OK;
 }
 
-// All tiles on one sheet; *ret_best: the segment of the one that shows most, of the first half.
-static enum status make_tiles(struct stills *t, const struct codec_sink *sink, size_t *ret_best,
-                              struct err *err)
+// All tiles on one sheet; the picture of the one that shows most, of the first half, is kept.
+static enum status make_tiles(struct stills *t, const struct codec_sink *sink, struct err *err)
 {
     const struct media_grid *g = &t->plan->video;
     struct media_tiles l;
@@ -237,7 +295,9 @@ static enum status make_tiles(struct stills *t, const struct codec_sink *sink, s
         size_t segment = media_tile_segment(t->plan, &l, k);
         AUTO(codec_frame_free_p) AVFrame *full = NULL;
         AUTO(codec_frame_free_p) AVFrame *tile = NULL;
-        s = grab(t, segment, g->segments[segment].start, &full, err);
+        s = grab_key(t, segment, &full, err);
+        if (s == STATUS_OK && !full)
+            s = grab(t, segment, g->segments[segment].start, &full, err);
         if (s == STATUS_OK && full)
             s = shrink(t, full, l.width, l.height, &tile, err);
         if (s != STATUS_OK || !tile)
@@ -246,7 +306,8 @@ static enum status make_tiles(struct stills *t, const struct codec_sink *sink, s
         uint64_t shows = interest(tile);
         if (shows > most && k <= l.n / 2) {
             most = shows;
-            *ret_best = segment;
+            av_frame_free(&t->best);
+            t->best = TAKE(full);
         }
         if (sink->progress)
             sink->progress(sink->ud, k + 1, l.n + 1);
@@ -256,18 +317,17 @@ static enum status make_tiles(struct stills *t, const struct codec_sink *sink, s
 
 // ---------------------------------------------------------------- posters
 
-static enum status make_poster(struct stills *t, size_t segment, const struct codec_sink *sink,
-                               struct err *err)
+static enum status make_poster(struct stills *t, const struct codec_sink *sink, struct err *err)
 {
-    const struct media_segment *seg = &t->plan->video.segments[segment];
+    const struct media_segment *seg = &t->plan->video.segments[0];
     const struct media_rendition *top = &t->plan->renditions[0];
     // A film of one segment may begin in the dark.
     int64_t want = t->plan->video.n_segments > 1 ? seg->start : seg->duration / 3;
     uint32_t w, h;
-    AUTO(codec_frame_free_p) AVFrame *full = NULL;
+    AUTO(codec_frame_free_p) AVFrame *full = TAKE(t->best);
     AUTO(codec_frame_free_p) AVFrame *picture = NULL;
     t->at = MEDIA_TIME_UNKNOWN; // what was passed over before may be it
-    enum status s = grab(t, segment, want, &full, err);
+    enum status s = full ? STATUS_OK : grab(t, 0, want, &full, err);
     if (s != STATUS_OK || !full)
         return s;
     media_poster_size(top->width, top->height, &w, &h);
@@ -302,6 +362,102 @@ static enum status make_cover(struct codec_input *in, const struct codec_sink *s
     return s == STATUS_OK ? deliver(sink, MEDIA_IMAGE_POSTER, picture, err) : s;
 }
 
+// ---------------------------------------------------------------- previews
+
+#define N_PREVIEW_QUALITIES 4
+
+static enum status webp_open(const AVFrame *f, int quality, AVCodecContext **ret, struct err *err)
+{
+    const AVCodec *codec = avcodec_find_encoder_by_name("libwebp_anim");
+    AUTO(codec_context_free_p) AVCodecContext *c = codec ? avcodec_alloc_context3(codec) : NULL;
+    if (!c)
+        return err_set(err, STATUS_INTERNAL, "WebP: this build of FFmpeg has no encoder");
+    c->width = f->width;
+    c->height = f->height;
+    c->pix_fmt = AV_PIX_FMT_YUV420P;
+    c->time_base = (AVRational){1, MEDIA_PREVIEW_FPS};
+    c->thread_count = 1;
+    c->flags |= AV_CODEC_FLAG_QSCALE | AV_CODEC_FLAG_BITEXACT;
+    c->global_quality = quality * FF_QP2LAMBDA;
+    c->compression_level = 2;
+    if (avcodec_open2(c, codec, NULL) < 0)
+        return err_set(err, STATUS_INTERNAL, "WebP: %dx%d cannot be encoded", f->width, f->height);
+    *ret = TAKE(c);
+    return STATUS_OK;
+}
+
+// One animation of them all. *ret_fits: it was small enough, and is delivered.
+static enum status deliver_webp(AVFrame **frames, size_t n, int quality,
+                                const struct codec_sink *sink, bool *ret_fits, struct err *err)
+{
+    AUTO(codec_context_free_p) AVCodecContext *c = NULL;
+    AUTO(codec_packet_free_p) AVPacket *pkt = av_packet_alloc();
+    enum status s = webp_open(frames[0], quality, &c, err);
+    if (s != STATUS_OK)
+        return s;
+    for (size_t i = 0; i < n; i++) {
+        frames[i]->pts = (int64_t)i;
+        if (avcodec_send_frame(c, frames[i]) < 0)
+            return err_set(err, STATUS_INTERNAL, "WebP: a picture is not taken");
+    }
+    (void)avcodec_send_frame(c, NULL);
+    if (!pkt || avcodec_receive_packet(c, pkt) < 0)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "WebP: out of memory");
+    *ret_fits = pkt->size > 0 && pkt->size <= (int)MEDIA_MAX_PREVIEW_BYTES;
+    if (!*ret_fits)
+        return STATUS_OK;
+    struct media_segment_out out = {.rendition = MEDIA_IMAGE_PREVIEW, .size = (uint32_t)pkt->size};
+    return sink->segment(sink->ud, &out, pkt->data, (size_t)pkt->size, err);
+}
+
+// The pictures of one cut, from the beginning of a segment on; they are added to frames.
+static enum status take_cut(struct stills *t, size_t segment, AVFrame **frames, size_t *n,
+                            struct err *err)
+{
+    const struct media_grid *g = &t->plan->video;
+    const struct media_rendition *top = &t->plan->renditions[0];
+    uint32_t w, h;
+    media_preview_size(top->width, top->height, &w, &h);
+    for (int k = 0; k < MEDIA_PREVIEW_CUT_FRAMES; k++) {
+        AUTO(codec_frame_free_p) AVFrame *full = NULL;
+        int64_t want = g->segments[segment].start + (int64_t)g->timescale * k / MEDIA_PREVIEW_FPS;
+        if (want >= g->duration)
+            break;
+        if (k > 0 && t->at != MEDIA_TIME_UNKNOWN && t->at >= want) { // shown for longer than that
+            frames[*n] = av_frame_clone(frames[*n - 1]);
+            if (!frames[*n])
+                return err_set(err, STATUS_RESOURCE_EXHAUSTED, "picture: out of memory");
+            ++*n;
+            continue;
+        }
+        enum status s = grab(t, segment, want, &full, err);
+        if (s == STATUS_OK && full)
+            s = shrink_as(t, full, w, h, false, &frames[*n], err);
+        if (s != STATUS_OK || !full)
+            return s;
+        ++*n;
+    }
+    return STATUS_OK;
+}
+
+static enum status make_preview(struct stills *t, const struct codec_sink *sink, struct err *err)
+{
+    static const int qualities[N_PREVIEW_QUALITIES] = {60, 40, 20, 5};
+    const size_t n_segments = t->plan->video.n_segments;
+    size_t cuts = n_segments < MEDIA_PREVIEW_CUTS ? n_segments : MEDIA_PREVIEW_CUTS, n = 0;
+    AVFrame *frames[MEDIA_PREVIEW_CUTS * MEDIA_PREVIEW_CUT_FRAMES] = {NULL};
+    enum status s = STATUS_OK;
+    t->at = MEDIA_TIME_UNKNOWN;
+    for (size_t i = 0; i < cuts && s == STATUS_OK; i++)
+        s = take_cut(t, (2 * i + 1) * n_segments / (2 * cuts), frames, &n, err);
+    bool fits = n == 0;
+    for (size_t i = 0; i < N_ELEMENTS(qualities) && s == STATUS_OK && !fits; i++)
+        s = deliver_webp(frames, n, qualities[i], sink, &fits, err);
+    for (size_t i = 0; i < N_ELEMENTS(frames); i++)
+        av_frame_free(&frames[i]);
+    return s;
+}
+
 // ---------------------------------------------------------------- the task
 
 static bool wants(const struct media_plan *p, const struct media_task *t, enum media_image which)
@@ -318,12 +474,14 @@ static enum status make_stills(struct codec_input *in, const struct media_plan *
                                struct err *err)
 {
     struct stills t = {.in = in, .plan = plan, .at = MEDIA_TIME_UNKNOWN};
-    size_t best = 0;
     enum status s = set_up(&t, err);
     if (s == STATUS_OK && wants(plan, task, MEDIA_IMAGE_TILES))
-        s = make_tiles(&t, sink, &best, err);
+        s = make_tiles(&t, sink, err);
     if (s == STATUS_OK && wants(plan, task, MEDIA_IMAGE_POSTER))
-        s = make_poster(&t, best, sink, err);
+        s = make_poster(&t, sink, err);
+    if (s == STATUS_OK && wants(plan, task, MEDIA_IMAGE_PREVIEW))
+        s = make_preview(&t, sink, err);
+    av_frame_free(&t.best);
     avcodec_free_context(&t.dec);
     return s;
 }

@@ -1,6 +1,7 @@
 #include "media/image.h"
 
 #include <inttypes.h>
+#include <string.h>
 
 #include "base/str.h"
 
@@ -9,12 +10,18 @@
 #define TILE_COLUMNS 10
 #define MAX_TILES 100
 
-static const char *const names[MEDIA_N_IMAGES] = {
-    [MEDIA_IMAGE_POSTER] = "poster", [MEDIA_IMAGE_TILES] = "tiles"};
+static const char *const names[MEDIA_N_IMAGES] = {[MEDIA_IMAGE_POSTER] = "poster",
+                                                  [MEDIA_IMAGE_TILES] = "tiles",
+                                                  [MEDIA_IMAGE_PREVIEW] = "preview"};
 
 const char *media_image_name(enum media_image i)
 {
     return names[i];
+}
+
+const char *media_image_type(enum media_image i)
+{
+    return i == MEDIA_IMAGE_PREVIEW ? "image/webp" : "image/jpeg";
 }
 
 int media_image_find(const char *name)
@@ -32,6 +39,8 @@ bool media_image_is_planned(const struct media_plan *p, enum media_image i)
         return p->video.n_segments > 1;
     if (p->video.n_segments)
         return true;
+    if (i == MEDIA_IMAGE_PREVIEW)
+        return false;
     for (size_t k = 0; k < p->source.n_tracks; k++) {
         if (p->source.tracks[k].type == MEDIA_TRACK_PICTURE)
             return true;
@@ -44,19 +53,41 @@ static uint32_t even(uint64_t n)
     return n < 2 ? 2 : (uint32_t)(n & ~UINT64_C(1));
 }
 
-void media_poster_size(uint32_t width, uint32_t height, uint32_t *ret_width, uint32_t *ret_height)
+static void fit(uint32_t width, uint32_t height, uint32_t limit, uint32_t *ret_width,
+                uint32_t *ret_height)
 {
     uint32_t longer = width > height ? width : height;
-    uint32_t most = longer < MEDIA_POSTER_MAX_PX ? longer : MEDIA_POSTER_MAX_PX;
+    uint32_t most = longer < limit ? longer : limit;
     if (longer == 0)
         longer = most = 1;
     *ret_width = even((uint64_t)width * most / longer);
     *ret_height = even((uint64_t)height * most / longer);
 }
 
+void media_poster_size(uint32_t width, uint32_t height, uint32_t *ret_width, uint32_t *ret_height)
+{
+    fit(width, height, MEDIA_POSTER_MAX_PX, ret_width, ret_height);
+}
+
+void media_preview_size(uint32_t width, uint32_t height, uint32_t *ret_width, uint32_t *ret_height)
+{
+    fit(width, height, MEDIA_PREVIEW_MAX_PX, ret_width, ret_height);
+}
+
+// RIFF's length tells all bytes but its own head.
+static bool is_webp(const uint8_t *b, size_t n)
+{
+    return n > 12 && n <= MEDIA_MAX_PREVIEW_BYTES && memcmp(b, "RIFF", 4) == 0 &&
+           memcmp(b + 8, "WEBP", 4) == 0 &&
+           ((uint32_t)b[4] | (uint32_t)b[5] << 8 | (uint32_t)b[6] << 16 | (uint32_t)b[7] << 24) ==
+               n - 8;
+}
+
 bool media_image_is_sane(const void *bytes, size_t n)
 {
     const uint8_t *b = bytes;
+    if (is_webp(b, n))
+        return true;
     return n > 4 && n <= MEDIA_MAX_IMAGE_BYTES && b[0] == 0xff && b[1] == 0xd8 &&
            b[n - 2] == 0xff && b[n - 1] == 0xd9;
 }

@@ -374,5 +374,5 @@ void gateway_image(struct http_request *r, struct gateway *g, struct edge_plan *
     if (which < 0 || !media_image_is_planned(p->plan, (enum media_image)which))
         http_respond_problem(r, STATUS_NOT_FOUND, "the item has no such picture", 0);
     else
-        serve(r, g, describe(r, g, p, name, 0, "image/jpeg"));
+        serve(r, g, describe(r, g, p, name, 0, media_image_type((enum media_image)which)));
 }

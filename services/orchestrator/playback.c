@@ -145,9 +145,12 @@ static bool fill_addresses(struct arena *a, const struct item *it, const char *t
         ret->poster_url = arena_printf(a, "%s/poster.jpg", base);
     if (media_image_is_planned(plan, MEDIA_IMAGE_TILES))
         ret->tiles_url = arena_printf(a, "%s/tiles.vtt", base);
+    if (media_image_is_planned(plan, MEDIA_IMAGE_PREVIEW))
+        ret->preview_url = arena_printf(a, "%s/preview.webp", base);
     struct err none = ERR_INIT;
     return subtitles_fill(a, it, base, &ret->subtitles, &ret->n_subtitles, &none) == STATUS_OK &&
-           ret->master_url && ret->dash_url && ret->poster_url && ret->tiles_url;
+           ret->master_url && ret->dash_url && ret->poster_url && ret->tiles_url &&
+           ret->preview_url;
 }
 
 static enum status open_(struct rpc_call *call, const Orchestrator__OpenRequest *req,

@@ -267,7 +267,7 @@ static bool check_output(struct child *c)
     const struct buf *b = &c->body;
     switch (c->job->task->kind) {
     case MEDIA_TASK_IMAGES:
-        return check_other(c, media_image_is_sane(b->data, b->len), "a picture that is no JPEG");
+        return check_other(c, media_image_is_sane(b->data, b->len), "a picture that is no JPEG or WebP");
     case MEDIA_TASK_TEXTS:
         return check_other(c, media_webvtt_is_sane(b->data, b->len),
                            "text that is no WebVTT in the plain form");

@@ -115,8 +115,12 @@ class MainJob(PlatformTest):
         tiles = urllib.parse.urljoin(urllib.parse.urljoin(self.http, play["tilesUrl"]), places[0][0])
         sheet = ffprobe(tiles, "-show_streams")["streams"][0]
         self.assertEqual((sheet["width"], sheet["height"]), (480, 90))
+        preview = self.request(play["previewUrl"])
+        self.assertEqual(preview.headers["Content-Type"], "image/webp")
+        self.assertEqual((preview.body[8:16], preview.body[30:34]), (b"WEBPVP8X", b"ANIM"))
         song = self.request(f"/api/v1/items/{self.song_item}/play", token, {}).json()
         self.assertNotIn("tilesUrl", song)
+        self.assertNotIn("previewUrl", song)
 
     def test_buyer_pays_once_and_keeps(self):
         self.assertEqual(self.ctl_raw("buyer", "play", self.film_item, "--out", self.path("no")).returncode, 4)

@@ -65,7 +65,8 @@ static enum status segment(void *ud, const struct media_segment_out *out, const 
           : STATUS_OK;
     if (!f) { // a picture: a file of its own
         char path[4096];
-        snprintf(path, sizeof(path), "%s/%s.jpg", r->o->dir, media_image_name(out->rendition));
+        snprintf(path, sizeof(path), "%s/%s.%s", r->o->dir, media_image_name(out->rendition),
+                 out->rendition == MEDIA_IMAGE_PREVIEW ? "webp" : "jpg");
         f = fopen(path, "we");
     }
     bool ok = f && fwrite(copy, 1, n, f) == n;
