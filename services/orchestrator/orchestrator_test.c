@@ -544,8 +544,46 @@ static Transcode__Output *segment_output(struct arena *a, const struct media_pla
     return o;
 }
 
-// Exactly what the plan says; spoil changes the last output's duration.
-static enum status complete_chunk(int who, const Transcode__Task *t, int64_t spoil,
+enum spoil {
+    SPOIL_NOTHING,
+    SPOIL_DURATION,
+    SPOIL_START,
+    SPOIL_SAMPLES,
+    SPOIL_INIT,
+    SPOIL_SIZE,
+    SPOIL_SEGMENT,
+    N_SPOILS
+};
+
+static void spoil_output(Transcode__Output *o, enum spoil what)
+{
+    switch (what) {
+    case SPOIL_DURATION:
+        o->duration++;
+        return;
+    case SPOIL_START:
+        o->first_pts--;
+        return;
+    case SPOIL_SAMPLES:
+        o->samples++;
+        return;
+    case SPOIL_INIT:
+        o->init_digest.data[31] ^= 1;
+        return;
+    case SPOIL_SIZE:
+        o->size = 0;
+        return;
+    case SPOIL_SEGMENT:
+        o->segment += 1000;
+        return;
+    case SPOIL_NOTHING:
+    case N_SPOILS:
+        return;
+    }
+}
+
+// Exactly what the plan says, but for what is spoilt of the last output.
+static enum status complete_chunk(int who, const Transcode__Task *t, enum spoil what,
                                   bool *ret_duplicate, struct err *ret_err)
 {
     AUTO(media_plan_free_p) struct media_plan *plan = NULL;
@@ -562,7 +600,7 @@ static enum status complete_chunk(int who, const Transcode__Task *t, int64_t spo
                                                ? segment_output(a, plan, t->renditions[i], k)
                                                : output(a, t->renditions[i], k);
     }
-    req.outputs[req.n_outputs - 1]->duration += spoil;
+    spoil_output(req.outputs[req.n_outputs - 1], what);
     AUTO(rpc_message_free_p) Transcode__CompleteReply *reply = NULL;
     enum status s = transcode_work_complete(w.as_worker[who], NULL, &req, &reply, ret_err);
     if (s == STATUS_OK && ret_duplicate)
@@ -604,7 +642,7 @@ static void do_all_chunks(void)
         if (l->n_tasks == 0)
             return;
         for (size_t k = 0; k < l->n_tasks; k++)
-            must(complete_chunk(i % 2, l->tasks[k], 0, NULL, &err));
+            must(complete_chunk(i % 2, l->tasks[k], SPOIL_NOTHING, NULL, &err));
     }
 }
 
@@ -762,11 +800,11 @@ static void test_whole_job_from_probe_to_ready(void **state)
     plan_film(750);
     AUTO(rpc_message_free_p) Transcode__LeaseReply *l = lease(0, 1, 5000);
     assert_string_equal(l->tasks[0]->renditions[0], "a128"); // sound first: it is cheap
-    must(complete_chunk(0, l->tasks[0], 0, NULL, &err));
+    must(complete_chunk(0, l->tasks[0], SPOIL_NOTHING, NULL, &err));
     AUTO(rpc_message_free_p) Transcode__LeaseReply *first = lease(1, 1, 5000);
     assert_int_equal(first->tasks[0]->first_segment, 0);
     assert_int_equal(first->tasks[0]->n_segments, 1);
-    must(complete_chunk(1, first->tasks[0], 0, NULL, &err));
+    must(complete_chunk(1, first->tasks[0], SPOIL_NOTHING, NULL, &err));
     // Told before the next state comes, or the store would hear of that one alone.
     wait_for("SELECT state = 'playable' AND media_sent = media_version"
              " FROM orchestrator.item WHERE id = $1::uuid",
@@ -809,7 +847,7 @@ static Transcode__LeaseReply *lease_kind(Transcode__TaskKind kind)
         assert_int_equal(l->n_tasks, 1);
         if (l->tasks[0]->kind == kind)
             return l;
-        must(complete_chunk(0, l->tasks[0], 0, NULL, &err));
+        must(complete_chunk(0, l->tasks[0], SPOIL_NOTHING, NULL, &err));
         rpc_message_free(l);
     }
     fail_msg("no task of that kind");
@@ -921,7 +959,8 @@ static void test_text_of_the_source_is_made_and_located(void **state)
     must_fail(STATUS_NOT_FOUND, locate(w.as_gateway, NULL, "", u.item, "s1", 0, 1, 0, &n, &err));
     must_fail(STATUS_NOT_FOUND, locate(w.as_gateway, NULL, "", u.item, "x1", 0, 1, 0, &n, &err));
     // Planned, tried, and nothing came of it: nobody waits.
-    must_fail(STATUS_NOT_FOUND, locate(w.as_gateway, NULL, "", u.item, "s3", 0, 1, 20000, &n, &err));
+    must_fail(STATUS_NOT_FOUND,
+              locate(w.as_gateway, NULL, "", u.item, "s3", 0, 1, 20000, &n, &err));
     do_all_chunks();
     wait_for("SELECT state = 'ready' FROM orchestrator.item WHERE id = $1::uuid", u.item);
 }
@@ -1073,8 +1112,9 @@ static void test_results_that_disagree_with_the_plan_are_refused(void **state)
     committed_film(&u);
     plan_film(100);
     AUTO(rpc_message_free_p) Transcode__LeaseReply *l = lease(0, 1, 5000);
-    must_fail(STATUS_INVALID_ARGUMENT, complete_chunk(0, l->tasks[0], 1, NULL, &err));
-    must(complete_chunk(0, l->tasks[0], 0, NULL, &err));
+    for (enum spoil what = SPOIL_NOTHING + 1; what < N_SPOILS; what++)
+        must_fail(STATUS_INVALID_ARGUMENT, complete_chunk(0, l->tasks[0], what, NULL, &err));
+    must(complete_chunk(0, l->tasks[0], SPOIL_NOTHING, NULL, &err));
 }
 
 static void test_old_token_publishes_nothing(void **state)
@@ -1092,11 +1132,11 @@ static void test_old_token_publishes_nothing(void **state)
     must(queue_sweep(w.db, true, &n, &err));
     AUTO(rpc_message_free_p) Transcode__LeaseReply *new = lease(1, 1, 5000);
     assert_string_equal(new->tasks[0]->task_id, old->tasks[0]->task_id);
-    must_fail(STATUS_ABORTED, complete_chunk(0, old->tasks[0], 0, NULL, &err));
+    must_fail(STATUS_ABORTED, complete_chunk(0, old->tasks[0], SPOIL_NOTHING, NULL, &err));
     bool duplicate = true;
-    must(complete_chunk(1, new->tasks[0], 0, &duplicate, &err));
+    must(complete_chunk(1, new->tasks[0], SPOIL_NOTHING, &duplicate, &err));
     assert_false(duplicate);
-    must_fail(STATUS_ABORTED, complete_chunk(0, old->tasks[0], 0, NULL, &err));
+    must_fail(STATUS_ABORTED, complete_chunk(0, old->tasks[0], SPOIL_NOTHING, NULL, &err));
 }
 
 struct racer {
@@ -1111,7 +1151,7 @@ static void *race(void *ud)
     struct racer *r = ud;
     struct err err = ERR_INIT;
     pthread_barrier_wait(r->start);
-    r->s = complete_chunk(0, r->task, 0, &r->duplicate, &err);
+    r->s = complete_chunk(0, r->task, SPOIL_NOTHING, &r->duplicate, &err);
     return NULL;
 }
 
@@ -1262,7 +1302,7 @@ static void test_locate_raises_what_is_missing_and_answers_when_it_is_made(void 
     assert_int_equal(l->n_tasks, 2);
     for (size_t i = 0; i < 2; i++) {
         assert_true(l->tasks[i]->urgent);
-        must(complete_chunk(0, l->tasks[i], 0, NULL, &err));
+        must(complete_chunk(0, l->tasks[i], SPOIL_NOTHING, NULL, &err));
     }
     pthread_join(t, NULL);
     assert_int_equal(x.s, STATUS_OK);
