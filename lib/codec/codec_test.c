@@ -47,36 +47,37 @@ static const struct {
     const char *top; // best picture, or first sound
     uint32_t width, height;
 } files[] = {
-    {"video/bbb_1080p24_hevc_aac51_5s.ts", MEDIA_VIDEO, 120, 5035, "v1080", 1920, 1080},
-    {"video/bbb_1080p24_mpeg2_mp2.ts", MEDIA_VIDEO, 60, 2523, "v1080", 1920, 1080},
-    {"video/bbb_480p_3audio_3subs.mkv", MEDIA_VIDEO, 720, 30037, "v480", 854, 480},
+    {"video/bbb_1080p24_hevc_aac51_5s.ts", MEDIA_VIDEO, 120, 5013, "v1080", 1920, 1080},
+    {"video/bbb_1080p24_mpeg2_mp2.ts", MEDIA_VIDEO, 60, 2501, "v1080", 1920, 1080},
+    {"video/bbb_480p_3audio_3subs.mkv", MEDIA_VIDEO, 720, 30016, "v480", 854, 480},
     {"video/crowd_720x400_h264_5s.mp4", MEDIA_VIDEO, 150, 5005, "v360", 640, 356},
-    {"video/crystal_720x480_prores_pcm.mov", MEDIA_VIDEO, 60, 2021, "v480", 720, 480},
-    {"video/desk_352x288_h263_aac.3gp", MEDIA_VIDEO, 72, 5149, "v240", 320, 240},
-    {"video/dog_1080p_vfr_h264_aac.mp4", MEDIA_VIDEO, 41, 1621, "v1080", 1920, 1080},
-    {"video/face_1080x720_av1_aac_1s.mp4", MEDIA_VIDEO, 30, 1109, "v720", 1080, 720},
-    {"video/face_160x120_mjpeg_pcm.avi", MEDIA_VIDEO, 68, 4555, "v240", 160, 120},
-    {"video/nasa_2video_2audio_2movtext.mp4", MEDIA_VIDEO, 390, 13077, "v240", 426, 240},
+    {"video/crystal_720x480_prores_pcm.mov", MEDIA_VIDEO, 60, 2000, "v480", 720, 480},
+    {"video/desk_352x288_h263_aac.3gp", MEDIA_VIDEO, 72, 5128, "v240", 320, 240},
+    {"video/dog_1080p_vfr_h264_aac.mp4", MEDIA_VIDEO, 41, 1599, "v1080", 1920, 1080},
+    {"video/face_1080x720_av1_aac_1s.mp4", MEDIA_VIDEO, 30, 1087, "v720", 1080, 720},
+    {"video/face_160x120_mjpeg_pcm.avi", MEDIA_VIDEO, 68, 4533, "v240", 160, 120},
+    {"video/nasa_2video_2audio_2movtext.mp4", MEDIA_VIDEO, 390, 13056, "v240", 426, 240},
     {"video/night_city_720x405_mpeg2.mpg", MEDIA_VIDEO, 190, 7600, "v360", 640, 360},
     {"video/pedestrians_768x576_msmpeg4v3.avi", MEDIA_VIDEO, 795, 79500, "v480", 640, 480},
-    {"video/phone_4k60_rot90_h264.mp4", MEDIA_VIDEO, 18, 334, "v1080", 1080, 1920},
+    {"video/phone_4k60_rot90_h264.mp4", MEDIA_VIDEO, 18, 312, "v1080", 1080, 1920},
     {"video/phone_568x320_rot90_h264.mov", MEDIA_VIDEO, 62, 2069, "v240", 240, 426},
     {"video/race1906_214x160_theora.ogv", MEDIA_VIDEO, 288, 19200, "v240", 214, 160},
-    {"video/roofs_1080p_hevc10_hdr.mp4", MEDIA_VIDEO, 28, 1024, "v1080", 1920, 1080},
+    {"video/roofs_1080p_hevc10_hdr.mp4", MEDIA_VIDEO, 28, 1017, "v1080", 1920, 1080},
     {"video/sar_2to1_640x360_h264.mp4", MEDIA_VIDEO, 150, 5000, "v720", 1280, 360},
     {"video/screen_1024x768_vp8_37s.webm", MEDIA_VIDEO, 557, 37133, "v720", 960, 720},
     {"video/webcam_640x360_h264_aac.flv", MEDIA_VIDEO, 569, 18966, "v360", 640, 360},
-    {"audio/guitar_6s.wav", MEDIA_AUDIO, 0, 6021, "a128", 0, 0},
-    {"audio/guitar_vorbis.ogg", MEDIA_AUDIO, 0, 22842, "a128", 0, 0},
-    {"audio/ring_opus_12s.mka", MEDIA_AUDIO, 0, 12224, "a128", 0, 0},
-    {"audio/score_31s.mp3", MEDIA_AUDIO, 0, 31081, "a128", 0, 0},
-    {"audio/six_channels_51.ac3", MEDIA_AUDIO, 0, 8135, "a128", 0, 0},
-    {"audio/six_channels_51.flac", MEDIA_AUDIO, 0, 8122, "a128", 0, 0},
+    {"audio/guitar_6s.wav", MEDIA_AUDIO, 0, 6000, "a128", 0, 0},
+    {"audio/guitar_vorbis.ogg", MEDIA_AUDIO, 0, 22831, "a128", 0, 0},
+    {"audio/ring_opus_12s.mka", MEDIA_AUDIO, 0, 12202, "a128", 0, 0},
+    {"audio/score_31s.mp3", MEDIA_AUDIO, 0, 31059, "a128", 0, 0},
+    {"audio/six_channels_51.ac3", MEDIA_AUDIO, 0, 8113, "a128", 0, 0},
+    {"audio/six_channels_51.flac", MEDIA_AUDIO, 0, 8100, "a128", 0, 0},
 };
 
 static void test_probe_finds_frames_duration_and_ladder(void **state)
 {
     (void)state;
+    size_t good = 0;
     for (size_t i = 0; i < N_ELEMENTS(files); i++) {
         struct codec_source s;
         if (!open_media(files[i].name, &s))
@@ -87,11 +88,14 @@ static void test_probe_finds_frames_duration_and_ladder(void **state)
             ms < files[i].duration_ms - 1 || ms > files[i].duration_ms + 1 ||
             strcmp(p->renditions[0].id, files[i].top) != 0 ||
             p->renditions[0].width != files[i].width || p->renditions[0].height != files[i].height)
-            fail_msg("%s: %s, %u frames, %lld ms, %s %ux%u", files[i].name,
-                     media_kind_name(p->kind), p->video.n_frames, (long long)ms,
-                     p->renditions[0].id, p->renditions[0].width, p->renditions[0].height);
+            print_error("%s: %s, %u frames, %lld ms, %s %ux%u\n", files[i].name,
+                        media_kind_name(p->kind), p->video.n_frames, (long long)ms,
+                        p->renditions[0].id, p->renditions[0].width, p->renditions[0].height);
+        else
+            good++;
         close(s.fd);
     }
+    assert_int_equal(good, N_ELEMENTS(files));
 }
 
 // ---- encode ----

@@ -19,7 +19,7 @@
 
 const char *codec_build(void)
 {
-    return "cauce-codec 2, libavcodec " AV_STRINGIFY(LIBAVCODEC_VERSION);
+    return "cauce-codec 3, libavcodec " AV_STRINGIFY(LIBAVCODEC_VERSION);
 }
 
 const char *codec_cpu_class(void)
@@ -108,6 +108,11 @@ static void set_audio(AVCodecContext *c, const struct media_rendition *r, const 
 {
     c->sample_rate = MEDIA_AUDIO_RATE;
     c->sample_fmt = codec->sample_fmts ? codec->sample_fmts[0] : AV_SAMPLE_FMT_FLTP;
+    if (r->codec == MEDIA_CODEC_FLAC) {
+        c->sample_fmt = r->profile == 24 ? AV_SAMPLE_FMT_S32 : AV_SAMPLE_FMT_S16;
+        c->bits_per_raw_sample = r->profile;
+        c->frame_size = MEDIA_FLAC_FRAME;
+    }
     if (r->codec == MEDIA_CODEC_OPUS) {
         c->sample_fmt = AV_SAMPLE_FMT_FLT;
         av_dict_set(o, "vbr", "constrained", 0);
@@ -115,8 +120,10 @@ static void set_audio(AVCodecContext *c, const struct media_rendition *r, const 
         av_dict_set(o, "frame_duration", "20", 0);
     }
     c->time_base = (AVRational){1, MEDIA_AUDIO_RATE};
-    c->bit_rate = r->bitrate_bps;
-    av_channel_layout_default(&c->ch_layout, 2);
+    if (r->codec != MEDIA_CODEC_FLAC)
+        c->bit_rate = r->bitrate_bps;
+    c->ch_layout = r->channels == 6 ? (AVChannelLayout)AV_CHANNEL_LAYOUT_5POINT1_BACK
+                                    : (AVChannelLayout)AV_CHANNEL_LAYOUT_STEREO;
     c->thread_count = 1;
 }
 
@@ -194,6 +201,8 @@ enum status codec_encoder_config(const AVCodecContext *enc, enum media_codec cod
         s = codec_other_config(enc, codec, ret, err);
     else if (codec == MEDIA_CODEC_OPUS)
         s = put_dops(ret, p, n, err);
+    else if (codec == MEDIA_CODEC_FLAC && n != MEDIA_FLAC_STREAMINFO)
+        s = err_set(err, STATUS_INTERNAL, "encoder gave no FLAC stream information");
     else if (n < 2)
         s = err_set(err, STATUS_INTERNAL, "encoder gave no AAC configuration");
     else
@@ -240,10 +249,13 @@ static void write_recipe(struct media_rendition *r)
             (unsigned)r->color[0], (unsigned)r->color[1], (unsigned)r->color[2], r->width,
             r->height, (unsigned)r->scale_from, codec_build());
     else
-        snprintf(r->recipe, sizeof(r->recipe),
-                 "%s bitrate=%u rate=%d stereo frame=%u priming=%u warmup=4 tail=2; %s",
-                 encoder_name(r->codec), r->bitrate_bps, MEDIA_AUDIO_RATE, r->frame_samples,
-                 r->priming, codec_build());
+        snprintf(
+            r->recipe, sizeof(r->recipe),
+            "%s bitrate=%u bits=%u rate=%d channels=%u track=%u%s frame=%u priming=%u warmup=4 "
+            "tail=2; %s",
+            encoder_name(r->codec), r->bitrate_bps, (unsigned)r->profile, MEDIA_AUDIO_RATE,
+            (unsigned)r->channels, (unsigned)r->track, r->normalised ? " normalised" : "",
+            r->frame_samples, r->priming, codec_build());
     codec_burn_recipe(r);
 }
 
@@ -340,7 +352,8 @@ enum status codec_rendition_finish(struct media_rendition *r, struct err *err)
 
 enum status codec_preload(struct err *err)
 {
-    static const enum media_codec all[] = {MEDIA_CODEC_H264, MEDIA_CODEC_AAC, MEDIA_CODEC_OPUS};
+    static const enum media_codec all[] = {MEDIA_CODEC_H264, MEDIA_CODEC_AAC, MEDIA_CODEC_OPUS,
+                                           MEDIA_CODEC_FLAC};
     av_log_set_level(AV_LOG_QUIET);
     (void)setenv("SVT_LOG", "0", 1);
     codec_charsets_load();

@@ -2,6 +2,7 @@
 // Shared by the files of lib/codec.
 #include <libavcodec/avcodec.h>
 #include <libavformat/avformat.h>
+#include <libswresample/swresample.h>
 
 #include "codec/codec.h"
 
@@ -195,6 +196,82 @@ void codec_display_size(const AVStream *st, uint32_t *ret_w, uint32_t *ret_h);
 void codec_copy_text(char *dst, size_t size, const char *src);
 void codec_tags(const struct codec_input *in, struct media_source *s); // tags.c
 void codec_facts(const struct codec_input *in, struct media_source *s);
+
+// ---- probe_sound.c: the sound of a probe ----
+#define CODEC_MAX_SOUNDS 16 // tracks
+struct codec_track_sound {
+    int stream;
+    int64_t first_packet, last_packet; // ticks
+    int64_t first, end;                // ticks: what is heard begins, and packets end
+    int64_t skip, trim; // samples that are not heard after first_packet and before `end`
+    size_t n;           // packets
+    int frame_samples;  // that three decoded frames in a row had, 0 none
+};
+struct codec_sounds {
+    struct codec_track_sound t[CODEC_MAX_SOUNDS];
+    size_t n;
+};
+// Every stream that may be decoded, and turn it on.
+void codec_sounds_choose(struct codec_input *in, struct codec_sounds *ret);
+// Decode the beginning of each: those that give nothing are left out and turned off. With none left
+// the status is INVALID_ARGUMENT.
+enum status codec_sounds_try(struct codec_input *in, struct codec_sounds *s,
+                             struct err *err) MUST_CHECK;
+void codec_sounds_note(struct codec_input *in, struct codec_sounds *s, const AVPacket *pkt);
+// After the last packet: leave out those that had none, and apply what iTunes says about its files.
+void codec_sounds_end(struct codec_input *in, struct codec_sounds *s);
+int64_t codec_sounds_first_us(const struct codec_input *in, const struct codec_sounds *s);
+// Choose the tracks, lay out the grid and the renditions. The timeline's zero is set.
+enum status codec_sounds_plan(const struct codec_input *in, const struct codec_sounds *s,
+                              struct media_plan *plan, struct err *err) MUST_CHECK;
+
+// ---- packets.c: one stream's packets, kept while several decoders want them ----
+struct codec_packets {
+    struct codec_input *in;
+    const struct media_plan *plan;
+    int stream;
+    enum media_seek how;
+    bool goes_on; // reading on gives what seeking there would
+    AVPacket **p;
+    size_t n, cap;
+    int64_t bytes;
+    bool placed, ended;
+    int64_t from; // ticks: nothing from then on is missing
+};
+void codec_packets_init(struct codec_packets *q, struct codec_input *in,
+                        const struct media_plan *plan, int stream, enum media_seek how,
+                        bool goes_on);
+void codec_packets_done(struct codec_packets *q);
+// Begin with the first packet that ends after `ticks` (unknown: with the first of all).
+enum status codec_packets_begin(struct codec_packets *q, int64_t ticks, struct err *err) MUST_CHECK;
+// The i-th since then, borrowed; NULL: the source ended.
+enum status codec_packets_get(struct codec_packets *q, size_t i, const AVPacket **ret,
+                              struct err *err) MUST_CHECK;
+int64_t codec_packet_time(const AVPacket *pkt); // AV_NOPTS_VALUE when it has none
+
+// ---- mix.c: channels ----
+#define CODEC_MAX_CHANNELS_IN 64
+// Any format, layout and rate to planar floats of n_out (2 or 6) channels. Frees what *ret was.
+enum status codec_mix_open(struct SwrContext **ret, const AVChannelLayout *from, int format,
+                           int in_rate, int n_out, int out_rate, struct err *err) MUST_CHECK;
+
+// ---- sound.c: a track as 48 kHz floats ----
+struct codec_sound;
+// channels  2 or 6. Turns off every other stream of the input; one at a time on an input.
+enum status codec_sound_new(struct codec_input *in, const struct media_plan *plan, size_t track,
+                            int channels, struct codec_sound **ret, struct err *err) MUST_CHECK;
+void codec_sound_free(struct codec_sound *s);
+DEFINE_AUTO(struct codec_sound, codec_sound_free)
+// Presentation samples [begin, end) into side[channel][]; silence where there is none. What they
+// are depends on begin and end alone. Windows in rising order read the source once.
+enum status codec_sound_read(struct codec_sound *s, int64_t begin, int64_t end, float *const side[],
+                             struct err *err) MUST_CHECK;
+// Whether seeking by time finds the samples that reading from the beginning would.
+bool codec_seek_is_exact(const struct codec_input *in);
+
+// ---- flac.c ----
+// A frame of fixed block size with that number, appended. False: not one, or no memory.
+bool codec_put_flac_frame(struct buf *b, const uint8_t *p, size_t n, uint32_t number);
 
 // ---- remux.c: renditions that are copies of the source's packets ----
 struct codec_picture {    // what the probe knows of one, in order of presentation

@@ -18,7 +18,6 @@
 #define LEAST_OTHER_SIDE 360 // of pictures in other codecs than H.264
 #define MAX_TRY_PACKETS 600
 #define SMALL_LEAD_US 100000
-#define SHORT_AUDIO_US (INT64_C(20) * 60 * 1000000)
 
 struct stamp {
     int64_t pts, dts, duration, pos;
@@ -40,13 +39,10 @@ struct probe {
     bool no_pts; // the picture's first packet does not say when it is shown
     size_t n_without_pts;
     int64_t first_shown; // the time that the first decoded picture came out with
-    int video, audio;    // stream numbers, -1 none
+    int video;           // stream number, -1 none
+    struct codec_sounds sounds;
     struct stamps frames;
     struct codec_picture *pictures; // may be NULL
-    // sound: first and last times, packets' common length
-    int64_t audio_first, audio_end;
-    int64_t audio_trim; // samples to drop at the very end
-    size_t n_audio;
 };
 
 static bool stamps_add(struct stamps *s, struct stamp v)
@@ -73,14 +69,6 @@ static bool is_usable_video(const AVStream *st)
            avcodec_find_decoder(par->codec_id);
 }
 
-static bool is_usable_audio(const AVStream *st)
-{
-    const AVCodecParameters *par = st->codecpar;
-    return par->codec_type == AVMEDIA_TYPE_AUDIO && par->sample_rate > 0 &&
-           par->sample_rate <= 768000 && par->ch_layout.nb_channels > 0 &&
-           par->ch_layout.nb_channels <= 64 && avcodec_find_decoder(par->codec_id);
-}
-
 // A cover that is not marked as one: Matroska and others hold it as an ordinary stream.
 static bool may_be_still(const AVStream *st)
 {
@@ -103,17 +91,10 @@ static int64_t video_score(const AVStream *st)
            (may_be_still(st) ? 0 : INT64_C(1) << 40);
 }
 
-// Better: marked as default, then more channels, then earlier.
-static int64_t audio_score(const AVStream *st)
-{
-    return st->codecpar->ch_layout.nb_channels +
-           (st->disposition & AV_DISPOSITION_DEFAULT ? 1000 : 0);
-}
-
 static enum status choose_streams(struct probe *p, struct err *err)
 {
     AVFormatContext *f = p->in->fmt;
-    p->video = p->audio = -1;
+    p->video = -1;
     bool too_large = false;
     for (unsigned i = 0; i < f->nb_streams && i < MEDIA_MAX_TRACKS; i++) {
         AVStream *st = f->streams[i];
@@ -127,44 +108,38 @@ static enum status choose_streams(struct probe *p, struct err *err)
         if (is_usable_video(st) &&
             (p->video < 0 || video_score(st) > video_score(f->streams[p->video])))
             p->video = (int)i;
-        if (is_usable_audio(st) &&
-            (p->audio < 0 || audio_score(st) > audio_score(f->streams[p->audio])))
-            p->audio = (int)i;
     }
     if (too_large && p->video < 0)
         return err_set(err, STATUS_INVALID_ARGUMENT,
                        "the picture is larger than %dx%d or 64 megapixels", MEDIA_MAX_SIDE_PX,
                        MEDIA_MAX_SIDE_PX);
-    if (p->video < 0 && p->audio < 0)
+    codec_sounds_choose(p->in, &p->sounds);
+    if (p->video < 0 && p->sounds.n == 0)
         return err_set(err, STATUS_INVALID_ARGUMENT,
                        "the file holds no picture or sound that can be decoded");
     if (p->video >= 0)
         f->streams[p->video]->discard = AVDISCARD_DEFAULT;
-    if (p->audio >= 0)
-        f->streams[p->audio]->discard = AVDISCARD_DEFAULT;
     return STATUS_OK;
 }
 
 // ---- can it be decoded? ----
 
-// Decode from the beginning until a frame of `stream` comes: ret_samples is then the length that
-// three sound frames in a row had, or 0.
-static enum status try_decode(struct probe *p, int stream, int *ret_samples, struct err *err)
+// Decode from the beginning until a picture comes.
+static enum status try_picture(struct probe *p, struct err *err)
 {
     AUTO(codec_context_free_p) AVCodecContext *dec = NULL;
     AUTO(codec_packet_free_p) AVPacket *pkt = av_packet_alloc();
     AUTO(codec_frame_free_p) AVFrame *frame = av_frame_alloc();
-    enum status s = codec_decoder_open(p->in, stream, 1, &dec, err);
+    enum status s = codec_decoder_open(p->in, p->video, 1, &dec, err);
     if (s != STATUS_OK)
         return s;
     if (!pkt || !frame)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "probe: out of memory");
-    bool is_audio = stream == p->audio;
-    int n_packets = 0, got = 0, same = 0, length = 0, r = 0;
-    *ret_samples = 0;
-    while (n_packets < MAX_TRY_PACKETS && (got == 0 || (is_audio && got < 8))) {
+    int n_packets = 0, r = 0;
+    bool got = false;
+    while (n_packets < MAX_TRY_PACKETS && !got) {
         r = av_read_frame(p->in->fmt, pkt);
-        if (r >= 0 && pkt->stream_index != stream) {
+        if (r >= 0 && pkt->stream_index != p->video) {
             av_packet_unref(pkt);
             continue;
         }
@@ -172,47 +147,24 @@ static enum status try_decode(struct probe *p, int stream, int *ret_samples, str
         (void)avcodec_send_packet(dec, r >= 0 ? pkt : NULL); // a bad packet is not the end
         av_packet_unref(pkt);
         while (avcodec_receive_frame(dec, frame) >= 0) {
-            if (got++ == 0 && !is_audio)
+            if (!got)
                 p->first_shown = frame->best_effort_timestamp;
-            same = frame->nb_samples == length ? same + 1 : 1;
-            length = frame->nb_samples;
-            if (same >= 3)
-                *ret_samples = length;
+            got = true;
         }
         if (r < 0)
             break;
     }
     if (p->in->failed)
         return codec_error(p->in, r, "probe", err);
-    if (got == 0)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "no %s can be decoded from the file",
-                       is_audio ? "sound" : "picture");
+    if (!got)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "no picture can be decoded from the file");
     // No other decoder says how many frames it refers to.
     if (dec->codec_id == AV_CODEC_ID_H264 && dec->refs > 0 && dec->refs <= 16)
-        p->plan->source.tracks[stream].refs = (uint16_t)dec->refs;
+        p->plan->source.tracks[p->video].refs = (uint16_t)dec->refs;
     return STATUS_OK;
 }
 
 // ---- time stamps ----
-
-static void note_audio(struct probe *p, const AVPacket *pkt)
-{
-    int64_t t = pkt->pts != AV_NOPTS_VALUE ? pkt->pts : pkt->dts;
-    if (t == AV_NOPTS_VALUE)
-        return;
-    if (p->n_audio++ == 0 || t < p->audio_first)
-        p->audio_first = t;
-    int64_t end = t + (pkt->duration > 0 ? pkt->duration : 0);
-    if (end > p->audio_end || p->n_audio == 1) {
-        p->audio_end = end;
-        size_t size = 0;
-        const uint8_t *skip = av_packet_get_side_data(pkt, AV_PKT_DATA_SKIP_SAMPLES, &size);
-        p->audio_trim = skip && size >= 8
-                            ? (int64_t)((uint32_t)skip[4] | (uint32_t)skip[5] << 8 |
-                                        (uint32_t)skip[6] << 16 | (uint32_t)skip[7] << 24)
-                            : 0;
-    }
-}
 
 static enum status note_video(struct probe *p, const AVPacket *pkt, struct err *err)
 {
@@ -252,8 +204,8 @@ static enum status scan(struct probe *p, struct err *err)
         enum status s = STATUS_OK;
         if (whole && pkt->stream_index == p->video)
             s = note_video(p, pkt, err);
-        else if (whole && pkt->stream_index == p->audio && !(pkt->flags & AV_PKT_FLAG_DISCARD))
-            note_audio(p, pkt);
+        else if (whole)
+            codec_sounds_note(p->in, &p->sounds, pkt);
         av_packet_unref(pkt);
         if (s != STATUS_OK)
             return s;
@@ -633,68 +585,6 @@ static enum status plan_video(struct probe *p, int64_t zero, struct err *err)
     return s == STATUS_OK ? codec_burn_add(p->plan, err) : s;
 }
 
-// ---- the audio grid ----
-
-static enum status add_audio_rendition(struct probe *p, const char *id, enum media_codec codec,
-                                       struct err *err)
-{
-    struct media_rendition *r = &p->plan->renditions[p->plan->n_renditions++];
-    r->kind = MEDIA_AUDIO;
-    r->track = (uint8_t)p->audio;
-    r->channels = 2;
-    r->codec = codec;
-    str_copy(r->id, sizeof(r->id), id);
-    r->frame_rate = (struct media_rational){0, 1};
-    r->timescale = MEDIA_AUDIO_RATE;
-    r->frame_samples = codec == MEDIA_CODEC_AAC ? 1024 : 960;
-    r->bitrate_bps = 128000;
-    return codec_rendition_finish(r, err);
-}
-
-// The comb on which packets' first samples lie, for time bases coarser than a sample.
-static void set_comb(struct probe *p, int frame_samples, int64_t zero)
-{
-    const AVStream *st = p->in->fmt->streams[p->audio];
-    int rate = st->codecpar->sample_rate;
-    struct media_track *t = &p->plan->source.tracks[p->audio];
-    bool coarse = (int64_t)st->time_base.num * rate > st->time_base.den;
-    if (!coarse || frame_samples < 64 || frame_samples > 1 << 16)
-        return;
-    t->frame_samples = (uint32_t)frame_samples;
-    t->origin = av_rescale_q(p->audio_first - zero, st->time_base, (AVRational){1, rate});
-}
-
-static enum status no_sound(struct err *err)
-{
-    return err_set(err, STATUS_INVALID_ARGUMENT, "the file holds no sound: damaged or cut off");
-}
-
-static enum status plan_audio(struct probe *p, int64_t zero, int frame_samples, struct err *err)
-{
-    const AVStream *st = p->in->fmt->streams[p->audio];
-    AVRational sample = {1, MEDIA_AUDIO_RATE};
-    int64_t n = av_rescale_q(p->audio_end - zero, st->time_base, sample) -
-                av_rescale(p->audio_trim, MEDIA_AUDIO_RATE, st->codecpar->sample_rate);
-    if (n / MEDIA_AUDIO_RATE > MEDIA_MAX_DURATION_US / 1000000)
-        return too_long(err);
-    if (n <= 0) {
-        if (p->video < 0)
-            return no_sound(err);
-        p->plan->source.tracks[p->audio].chosen = false;
-        return STATUS_OK;
-    }
-    set_comb(p, frame_samples, zero);
-    size_t first = p->plan->n_renditions;
-    enum status s = add_audio_rendition(p, "a128", MEDIA_CODEC_AAC, err);
-    if (s == STATUS_OK && p->video < 0)
-        s = add_audio_rendition(p, "o128", MEDIA_CODEC_OPUS, err);
-    uint32_t priming = 0;
-    for (size_t i = first; i < p->plan->n_renditions; i++)
-        if (p->plan->renditions[i].priming > priming)
-            priming = p->plan->renditions[i].priming;
-    return s == STATUS_OK ? media_plan_cut_audio(&p->plan->audio, n, priming, err) : s;
-}
-
 // ---- putting it together ----
 
 static int64_t to_us(int64_t t, AVRational tb)
@@ -712,11 +602,9 @@ static int64_t find_zero(const struct probe *p)
     int64_t first = INT64_MAX, picture = INT64_MAX;
     if (p->frames.n)
         first = picture = to_us(p->frames.p[0].pts, p->frames.tb);
-    if (p->n_audio) {
-        int64_t a = to_us(p->audio_first, p->in->fmt->streams[p->audio]->time_base);
-        if (a < first)
-            first = a;
-    }
+    int64_t heard = codec_sounds_first_us(p->in, &p->sounds);
+    if (heard < first)
+        first = heard;
     bool own = codec_is_mov(p->in) || codec_is_matroska(p->in);
     if (own && first > -1000000 && first < 5000000 && (first < 0 || first > SMALL_LEAD_US))
         first = 0;
@@ -729,19 +617,6 @@ static enum media_seek seek_mode(const char *format)
     if (str_starts_with(format, "mpeg")) // transport and program streams: no index at all
         return MEDIA_SEEK_BYTES;
     return str_eq(format, "ogg") || str_eq(format, "gif") ? MEDIA_SEEK_NONE : MEDIA_SEEK_TIME;
-}
-
-static void set_seek_modes(struct probe *p)
-{
-    struct media_source *s = &p->plan->source;
-    const char *f = p->in->fmt->iformat->name;
-    // Seeking by time must give exact times of samples: these do; others are short enough to be
-    // decoded from the beginning, or long enough for a small error to be the lesser evil.
-    bool exact = codec_is_mov(p->in) || codec_is_matroska(p->in) || str_eq(f, "wav") ||
-                 str_eq(f, "flac") || str_eq(f, "mpegts");
-    if (p->audio >= 0)
-        s->tracks[p->audio].seek =
-            exact || s->duration_us > SHORT_AUDIO_US ? MEDIA_SEEK_TIME : MEDIA_SEEK_NONE;
 }
 
 // Drop frames before time 0, but keep the last of them when nothing else is there at 0.
@@ -771,7 +646,7 @@ static void take_off_delay(struct probe *p)
         p->plan->source.video_zero += delay;
 }
 
-static enum status make_plan(struct probe *p, int audio_frame, struct err *err)
+static enum status make_plan(struct probe *p, struct err *err)
 {
     struct media_plan *plan = p->plan;
     int64_t zero = find_zero(p);
@@ -786,46 +661,33 @@ static enum status make_plan(struct probe *p, int audio_frame, struct err *err)
         s = plan_video(p, av_rescale_q(zero, AV_TIME_BASE_Q, p->frames.tb), err);
         take_off_delay(p);
     }
-    if (s == STATUS_OK && p->audio >= 0) {
-        AVRational tb = p->in->fmt->streams[p->audio]->time_base;
-        plan->source.tracks[p->audio].chosen = true;
-        s = plan_audio(p, av_rescale_q(zero, AV_TIME_BASE_Q, tb), audio_frame, err);
-    }
+    if (s == STATUS_OK && p->sounds.n)
+        s = codec_sounds_plan(p->in, &p->sounds, plan, err);
     if (s != STATUS_OK)
         return s;
     plan->source.duration_us = media_plan_duration_us(plan);
     if (plan->source.duration_us > 0)
         plan->source.bitrate_bps =
             media_scale_near(plan->source.size_bytes, 8000000, plan->source.duration_us);
-    set_seek_modes(p);
     media_plan_set_bandwidth(plan);
     s = media_plan_check(plan, err);
     return s == STATUS_OK ? s : err_wrap(err, STATUS_INTERNAL, "probe");
 }
 
 // Sound that cannot be decoded does not spoil a film; a film whose picture cannot be is refused.
-static enum status try_streams(struct probe *p, int *ret_audio_frame, struct err *err)
+static enum status try_streams(struct probe *p, struct err *err)
 {
-    int none;
-    *ret_audio_frame = 0;
-    if (p->video >= 0) {
-        enum status s = try_decode(p, p->video, &none, err);
-        if (s != STATUS_OK)
-            return s;
-    }
-    if (p->audio < 0)
-        return STATUS_OK;
     enum status s = STATUS_OK;
     if (p->video >= 0)
-        s = codec_input_seek(p->in, p->audio, MEDIA_SEEK_NONE, MEDIA_TIME_UNKNOWN, -1, err);
+        s = try_picture(p, err);
+    if (s != STATUS_OK || p->sounds.n == 0)
+        return s;
+    if (p->video >= 0)
+        s = codec_input_seek(p->in, p->sounds.t[0].stream, MEDIA_SEEK_NONE, MEDIA_TIME_UNKNOWN, -1,
+                             err);
     if (s == STATUS_OK)
-        s = try_decode(p, p->audio, ret_audio_frame, err);
-    if (s == STATUS_INVALID_ARGUMENT && p->video >= 0) {
-        p->in->fmt->streams[p->audio]->discard = AVDISCARD_ALL;
-        p->audio = -1;
-        s = STATUS_OK;
-    }
-    return s;
+        s = codec_sounds_try(p->in, &p->sounds, err);
+    return s == STATUS_INVALID_ARGUMENT && p->video >= 0 ? STATUS_OK : s;
 }
 
 // An index that tells of every packet: reading on needs none of the data.
@@ -833,11 +695,10 @@ static bool has_full_index(const struct probe *p)
 {
     if (!codec_is_mov(p->in))
         return false;
-    const int streams[2] = {p->video, p->audio};
-    for (size_t i = 0; i < N_ELEMENTS(streams); i++) {
-        if (streams[i] < 0)
+    for (unsigned i = 0; i < p->in->fmt->nb_streams; i++) {
+        const AVStream *st = p->in->fmt->streams[i];
+        if (st->discard == AVDISCARD_ALL)
             continue;
-        const AVStream *st = p->in->fmt->streams[streams[i]];
         int n = avformat_index_get_entries_count(st);
         if (n == 0 || st->nb_frames <= 0 || n < st->nb_frames)
             return false; // fragments follow
@@ -847,14 +708,13 @@ static bool has_full_index(const struct probe *p)
 
 static enum status run(struct probe *p, struct err *err)
 {
-    int audio_frame = 0;
     enum status s = choose_streams(p, err);
     if (s == STATUS_OK)
-        s = try_streams(p, &audio_frame, err);
+        s = try_streams(p, err);
     if (s != STATUS_OK)
         return s;
     codec_facts(p->in, &p->plan->source);
-    int anchor = p->video >= 0 ? p->video : p->audio;
+    int anchor = p->video >= 0 ? p->video : p->sounds.t[0].stream;
     s = codec_input_seek(p->in, anchor, MEDIA_SEEK_NONE, MEDIA_TIME_UNKNOWN, -1, err);
     if (s != STATUS_OK)
         return s;
@@ -874,12 +734,10 @@ static enum status run(struct probe *p, struct err *err)
     if (p->video >= 0 && p->frames.n == 0)
         return err_set(err, STATUS_INVALID_ARGUMENT,
                        "the film has no pictures: damaged or cut off");
-    if (p->audio >= 0 && (p->n_audio == 0 || p->audio_end <= p->audio_first)) {
-        if (p->video < 0)
-            return no_sound(err);
-        p->audio = -1;
-    }
-    return make_plan(p, audio_frame, err);
+    codec_sounds_end(p->in, &p->sounds);
+    if (p->video < 0 && p->sounds.n == 0)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "the file holds no sound: damaged or cut off");
+    return make_plan(p, err);
 }
 
 enum status codec_probe(const struct codec_source *src, const struct codec_sink *progress,

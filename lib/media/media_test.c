@@ -441,7 +441,7 @@ static void test_dash_manifest_is_golden(void **state)
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
         "<MPD xmlns=\"urn:mpeg:dash:schema:mpd:2011\" "
         "profiles=\"urn:mpeg:dash:profile:isoff-live:2011\" type=\"static\" "
-        "mediaPresentationDuration=\"PT9.021333S\" maxSegmentDuration=\"PT5.000000S\" "
+        "mediaPresentationDuration=\"PT9.000000S\" maxSegmentDuration=\"PT5.000000S\" "
         "minBufferTime=\"PT2S\">\n"
         "  <Period id=\"0\" start=\"PT0S\">\n"
         "    <AdaptationSet id=\"1\" contentType=\"video\" mimeType=\"video/mp4\" "

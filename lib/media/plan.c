@@ -87,10 +87,19 @@ const struct media_grid *media_rendition_grid(const struct media_plan *p, size_t
     return media_plan_grid(p, r->kind);
 }
 
+int64_t media_plan_samples(const struct media_plan *p)
+{
+    uint32_t priming = 0;
+    for (size_t i = 0; i < p->n_renditions; i++)
+        if (p->renditions[i].kind == MEDIA_AUDIO && p->renditions[i].priming > priming)
+            priming = p->renditions[i].priming;
+    return p->audio.duration > priming ? p->audio.duration - priming : 0;
+}
+
 int64_t media_plan_duration_us(const struct media_plan *p)
 {
     int64_t v = media_ticks_to_us(p->video.duration, p->video.timescale);
-    int64_t a = media_ticks_to_us(p->audio.duration, p->audio.timescale);
+    int64_t a = media_ticks_to_us(media_plan_samples(p), p->audio.timescale);
     return v > a ? v : a;
 }
 

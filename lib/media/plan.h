@@ -115,8 +115,9 @@ struct media_track {
     int64_t bitrate_bps;                   // 0 unknown
     int64_t duration_us;                   // 0 unknown
     uint8_t color[3]; // video: primaries, transfer, matrix (ITU-T H.273 numbers); 2: not specified
-    // Audio positions: packets of `frame_samples` source samples each (0: not constant), one of
-    // which begins at sample `origin` of the timeline; coarse time stamps are snapped to that comb.
+    // Audio positions: the track's first sample is sample `origin` of the timeline, in source
+    // samples. frame_samples other than 0: packets lie on a comb of that distance through `origin`,
+    // and coarse time stamps are snapped to it.
     uint32_t frame_samples;
     int64_t origin;
     enum media_seek seek; // audio; a video track's is the source's
@@ -241,6 +242,8 @@ int media_plan_find(const struct media_plan *p, const char *rendition_id); // -1
 const struct media_grid *media_plan_grid(const struct media_plan *p, enum media_kind kind);
 const struct media_grid *media_rendition_grid(const struct media_plan *p, size_t rendition);
 int64_t media_plan_duration_us(const struct media_plan *p); // the longer of video and audio
+// 48 kHz samples of sound that there are to hear: the audio grid goes on for the largest priming.
+int64_t media_plan_samples(const struct media_plan *p);
 int64_t media_segment_start_us(const struct media_grid *g, size_t segment);
 int64_t media_segment_duration_us(const struct media_grid *g, size_t segment);
 // The segment that shows time t (clamped to the ends).
