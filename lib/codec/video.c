@@ -12,6 +12,7 @@
 #include "codec/internal.h"
 
 #define QUEUE_FRAMES 6
+#define NEAR_MS 250 // before the first wanted frame every picture is decoded
 #define BACK_STEP_S                                                                                \
     6 // how much earlier decoding starts when nothing came out before the first frame
 
@@ -56,6 +57,9 @@ struct video_job {
     int64_t zero;     // stream ticks of timeline 0
     int64_t expected; // stream ticks of a picture that says no time; unknown: AV_NOPTS_VALUE
     int64_t slack;    // grid ticks by which a frame may be later than the grid frame it shows at
+    // Preroll: pictures that no other needs are left out before skip_before; the latest is noted.
+    bool may_skip;
+    int64_t skip_before, left_out; // stream ticks
     uint32_t first_frame, end_frame, next_frame;
     struct codec_scaler *scalers[MEDIA_MAX_RENDITIONS]; // NULL: not needed
     AVFrame *pictures[MEDIA_MAX_RENDITIONS];            // of the current decoded frame
@@ -384,7 +388,8 @@ static enum status take_frame(struct video_job *j, AVFrame *frame, struct err *e
 
 // ---- decoding ----
 
-enum start_state { START_UNKNOWN, START_FINE, START_TOO_LATE };
+// START_WANTING: a picture was left out that is wanted after all.
+enum start_state { START_UNKNOWN, START_FINE, START_TOO_LATE, START_WANTING };
 
 // Did decoding start early enough? Told by the first frame that comes out.
 static enum start_state judge_start(const struct video_job *j, const AVFrame *f)
@@ -394,6 +399,38 @@ static enum start_state judge_start(const struct video_job *j, const AVFrame *f)
         return START_UNKNOWN;
     return t <= media_grid_frame_time(j->grid, j->first_frame) + j->slack ? START_FINE
                                                                           : START_TOO_LATE;
+}
+
+// Leaving out pictures that are no reference changes none of the others: by H.264's nal_ref_idc
+// alone, so for whole frames of that codec only, and where packets tell their time.
+static void set_up_preroll(struct video_job *j, const struct media_track *t)
+{
+    const AVStream *st = j->in->fmt->streams[j->stream];
+    int64_t wanted = media_grid_frame_time(j->grid, j->first_frame);
+    j->may_skip = st->codecpar->codec_id == AV_CODEC_ID_H264 && !t->interlaced;
+    j->skip_before = j->zero +
+                     av_rescale_q(wanted, (AVRational){1, (int)j->grid->timescale}, st->time_base) -
+                     av_rescale_q(NEAR_MS, (AVRational){1, 1000}, st->time_base);
+    j->left_out = AV_NOPTS_VALUE;
+}
+
+static void set_skip(struct video_job *j, const AVPacket *pkt)
+{
+    bool skip = j->may_skip && pkt->pts != AV_NOPTS_VALUE && pkt->pts < j->skip_before;
+    j->dec->skip_frame = skip ? AVDISCARD_NONREF : AVDISCARD_DEFAULT;
+    if (skip && (j->left_out == AV_NOPTS_VALUE || pkt->pts > j->left_out))
+        j->left_out = pkt->pts;
+}
+
+// The first grid frame is about to show the current picture (`next` comes after it, or nothing
+// does), but a later one may have been left out: a picture that is shown for long.
+static bool is_wanting(const struct video_job *j, const AVFrame *next)
+{
+    if (!j->may_skip || j->next_frame > j->first_frame || j->left_out == AV_NOPTS_VALUE ||
+        (j->current && j->current->best_effort_timestamp >= j->left_out))
+        return false;
+    int64_t t = next ? frame_time(j, next) : INT64_MAX;
+    return t != MEDIA_TIME_UNKNOWN && media_grid_frame_time(j->grid, j->first_frame) + j->slack < t;
 }
 
 static enum status receive(struct video_job *j, AVFrame *frame, bool last_try,
@@ -409,6 +446,11 @@ static enum status receive(struct video_job *j, AVFrame *frame, bool last_try,
             }
             if (*start == START_TOO_LATE)
                 *start = START_FINE; // nothing earlier exists: the first one stands for it
+        }
+        if (is_wanting(j, frame)) {
+            *start = START_WANTING;
+            av_frame_unref(frame);
+            return STATUS_OK;
         }
         enum status s = take_frame(j, frame, err);
         av_frame_unref(frame);
@@ -437,14 +479,18 @@ static enum status decode(struct video_job *j, bool last_try, enum start_state *
             av_packet_unref(pkt);
             continue;
         }
+        if (!end)
+            set_skip(j, pkt);
         int sent = avcodec_send_packet(j->dec, end ? NULL : pkt); // damage is passed over
         av_packet_unref(pkt);
         if (sent == AVERROR(ENOMEM))
             return err_set(err, STATUS_RESOURCE_EXHAUSTED, "decode: out of memory");
         enum status s = receive(j, frame, last_try, start, err);
-        if (s != STATUS_OK || *start == START_TOO_LATE)
+        if (s != STATUS_OK || *start == START_TOO_LATE || *start == START_WANTING)
             return s;
     }
+    if (is_wanting(j, NULL))
+        *start = START_WANTING;
     return STATUS_OK;
 }
 
@@ -476,6 +522,13 @@ static enum status decode_from_somewhere(struct video_job *j, struct err *err)
         s = decode(j, last, &start, err);
         if (s != STATUS_OK)
             return s;
+        if (start == START_WANTING) {
+            av_frame_free(&j->current);
+            drop_pictures(j);
+            j->may_skip = false;
+            attempt--;
+            continue;
+        }
         if (start == START_FINE || last)
             break;
     }
@@ -525,6 +578,7 @@ static enum status set_up(struct video_job *j, struct err *err)
     }
     if (s != STATUS_OK)
         return s;
+    set_up_preroll(j, t);
     for (uint32_t i = 0; i < j->task->n_renditions; i++)
         lane_init(&j->lanes[j->n_lanes++], j, j->task->renditions[i]);
     return STATUS_OK;
