@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 import unittest
 
 from platform_fixture import BIN, PASSWORD, SOURCE, main, make_film
@@ -163,6 +164,26 @@ class Containers(unittest.TestCase):
         ctl("play", item, "--out", out)
         self.assertGreater(os.path.getsize(out), 10000)
         self.assertEqual(self.published(), {"gateway-1"}, "no other process listens publicly")
+        self.scale_workers(ctl)
+
+    def scale_workers(self, ctl):
+        """Workers are added in the middle of a job, and removed; its output is the one of another job of the film."""
+        digests = lambda item: {(o["rendition"], o.get("segment", 0)): o["digest"] for o in ctl("job", "show", item)["outputs"]}
+        film = make_film(os.path.join(self.dir, "long.mp4"), seconds=30, size="640x360")
+        uploaded = lambda *words: (r := ctl("upload", film, *words)).get("uploads", [r])[0]["item_id"]
+        want = digests(uploaded("--title", "Two workers", "--wait"))
+        item = uploaded("--title", "More and fewer")
+        self.compose("up", "-d", "--no-recreate", "--scale", "worker=2")
+        self.until(lambda: any(o["worker"].startswith("scaled-") for o in ctl("job", "show", item).get("outputs", []))
+                   or ctl("job", "show", item)["state"] == "done")
+        self.compose("up", "-d", "--no-recreate", "--scale", "worker=0")
+        self.until(lambda: ctl("job", "show", item)["state"] == "done")
+        self.assertEqual(digests(item), want)
+
+    def until(self, holds, seconds=180):
+        deadline = time.monotonic() + seconds
+        while not holds():
+            self.assertLess(time.monotonic(), deadline, "not seen in time")
 
     def published(self):
         names = subprocess.run(["docker", "ps", "--format", "{{.Names}}|{{.Ports}}"], env=self.engine.env,
