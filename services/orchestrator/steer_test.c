@@ -253,16 +253,21 @@ static void test_worker_that_starts_again_gives_its_leases_to_others(void **stat
 
 // ---------------------------------------------------------------- checks
 
+struct finish {
+    const char *worker;
+    const struct queue_task *t;
+};
+
 static enum status finish_tx(struct db_conn *c, void *ud, struct err *err)
 {
-    const struct queue_task *t = ud;
+    const struct finish *f = ud;
     static const struct orch_options first = {.verify_first = 1};
     static const struct queue_seconds none = {0};
     struct queue_hold h = {.duplicate = false};
-    enum status s = queue_hold(c, "w0", t->id, t->fence, &h, err);
+    enum status s = queue_hold(c, f->worker, f->t->id, f->t->fence, &h, err);
     if (s == STATUS_OK)
-        s = queue_done(c, "w0", &h, &none, err);
-    return s == STATUS_OK ? verify_order(c, &first, "w0", t, err) : s;
+        s = queue_done(c, f->worker, &h, &none, err);
+    return s == STATUS_OK ? verify_order(c, &first, f->worker, f->t, err) : s;
 }
 
 static void publish_one(struct fixture *f, const struct queue_task *t)
@@ -275,20 +280,21 @@ static void publish_one(struct fixture *f, const struct queue_task *t)
                   DB_PARAMS(DB_TEXT(t->item), DB_TEXT(t->id)), NULL, &err));
 }
 
-// w0 has made job a's only segment, and a check of it is ordered.
-static void made_and_ordered(struct fixture *f, struct queue_task *ret)
+// The worker has made job a's only segment, and a check of it is ordered.
+static void made_and_ordered(struct fixture *f, struct queue_task *ret, const char *worker)
 {
-    assert_true(claim(f, "w0", ret));
+    assert_true(claim(f, worker, ret));
     assert_string_equal(ret->job, f->a);
     publish_one(f, ret);
-    must(db_tx(f->db, DB_READ_COMMITTED, finish_tx, ret, &err));
+    struct finish done = {.worker = worker, .t = ret};
+    must(db_tx(f->db, DB_READ_COMMITTED, finish_tx, &done, &err));
 }
 
 static void test_check_is_for_another_worker_while_one_serves(void **state)
 {
     struct fixture *f = *state;
     struct queue_task made, t;
-    made_and_ordered(f, &made);
+    made_and_ordered(f, &made, "w0");
     assert_true(claim(f, "w0", &t)); // a check would come first
     assert_string_equal(t.job, f->b);
     expect_no_claim(f, "w0");
@@ -321,7 +327,7 @@ static void test_refuted_result_is_made_again_by_others(void **state)
 {
     struct fixture *f = *state;
     struct queue_task made, check, t;
-    made_and_ordered(f, &made);
+    made_and_ordered(f, &made, "w0");
     assert_true(claim(f, "w1", &check));
     say(f, &check, TRANSCODE__FAIL_CLASS__MISMATCH, true);
     assert_true(holds(f, "SELECT NOT EXISTS (SELECT FROM orchestrator.output)", NULL));
@@ -338,11 +344,29 @@ static void test_refuted_result_is_made_again_by_others(void **state)
         holds(f, "SELECT state = 'running' FROM orchestrator.job WHERE id = $1::uuid", f->a));
 }
 
+static void test_film_that_nobody_makes_rightly_blames_nobody(void **state)
+{
+    struct fixture *f = *state;
+    struct queue_task made, check, again;
+    made_and_ordered(f, &made, "w0");
+    assert_true(claim(f, "w1", &check));
+    say(f, &check, TRANSCODE__FAIL_CLASS__MISMATCH, true);
+    made_and_ordered(f, &again, "w2"); // checked whatever else is
+    assert_string_equal(again.id, made.id);
+    assert_true(claim(f, "w1", &check));
+    assert_true(verify_is(check.kind));
+    say(f, &check, TRANSCODE__FAIL_CLASS__MISMATCH, true);
+    assert_true(holds(f, "SELECT count(*) = 1 FROM orchestrator.output", NULL));
+    assert_true(
+        holds(f, "SELECT bool_and(quarantined_until < now()) FROM orchestrator.worker", NULL));
+    assert_true(holds(f, "SELECT state = 'done' FROM orchestrator.job WHERE id = $1::uuid", f->a));
+}
+
 static void test_check_without_verdict_ends_after_some_attempts(void **state)
 {
     struct fixture *f = *state;
     struct queue_task made, check;
-    made_and_ordered(f, &made);
+    made_and_ordered(f, &made, "w0");
     for (int i = 1; i <= 3; i++) {
         assert_true(claim(f, "w1", &check));
         assert_true(verify_is(check.kind));
@@ -376,6 +400,7 @@ int main(void)
         TEST(test_worker_that_starts_again_gives_its_leases_to_others),
         TEST(test_check_is_for_another_worker_while_one_serves),
         TEST(test_refuted_result_is_made_again_by_others),
+        TEST(test_film_that_nobody_makes_rightly_blames_nobody),
         TEST(test_check_without_verdict_ends_after_some_attempts),
     };
     return cmocka_run_group_tests(tests, setup_server, teardown_server);

@@ -3,6 +3,10 @@
 // unpublished and made again elsewhere; whoever made it rests until an administrator says
 // otherwise.
 //
+// A check can be wrong itself, and be made so by whoever uploads. So what another has made again is
+// always checked as well, and when that is refuted too, it is the film that the check cannot judge:
+// whoever rests because of it works again, and the job's results are left alone from then on.
+//
 // Objects of refuted segments stay at their origin until the item goes: a segment that is made
 // again may well be the same object, which must not be given up then.
 #include "orchestrator/internal.h"
@@ -13,6 +17,8 @@
 #include "base/mem.h"
 #include "base/str.h"
 
+#define REFUTED "refuted: "
+#define REFUTED_TWICE "refuted twice, so the check cannot judge this film: "
 #define MAX_ATTEMPTS 3 // of a check that does not come to a verdict
 #define VERIFY_COLUMNS                                                                             \
     "INSERT INTO orchestrator.task (id, job, item, kind, position, priority, renditions,"          \
@@ -40,10 +46,14 @@ enum status verify_order(struct db_conn *c, const struct orch_options *opt, cons
     if (s != STATUS_OK || db_result_n_rows(r) == 0)
         return s;
     int64_t n = db_i64(r, 0, 0);
-    if (n > opt->verify_first && !(opt->verify_one_in && n % opt->verify_one_in == 0))
-        return STATUS_OK;
-    s = db_exec(c, VERIFY_COLUMNS "WHERE t.id = $2::uuid AND NOT t.demand",
-                DB_PARAMS(DB_I64(ORCH_PRIO_VERIFY), DB_TEXT(t->id)), NULL, err);
+    bool sampled = n <= opt->verify_first || (opt->verify_one_in && n % opt->verify_one_in == 0);
+    s = db_exec(c,
+                VERIFY_COLUMNS "WHERE t.id = $2::uuid AND NOT t.demand AND ($3::bool OR EXISTS ("
+                               "    SELECT FROM orchestrator.task x WHERE x.checks = t.id))"
+                               "  AND NOT EXISTS (SELECT FROM orchestrator.task x"
+                               "    WHERE x.job = t.job AND x.kind = 'verify'"
+                               "    AND x.error LIKE '" REFUTED_TWICE "%')",
+                DB_PARAMS(DB_I64(ORCH_PRIO_VERIFY), DB_TEXT(t->id), DB_BOOL(sampled)), NULL, err);
     return s == STATUS_OK ? queue_notify(c, ORCH_TASK_CHANNEL, "", err) : s;
 }
 
@@ -97,7 +107,7 @@ struct refutation {
     int64_t fence;
     bool inconclusive; // no verdict: tried again a few times, then left at that
     char maker[CHAN_NODE_ID_SIZE], item[UUID_SIZE]; // who is refuted; empty: nobody
-    bool will_retry;
+    bool twice;                                     // nobody is: the film cannot be judged
 };
 
 // The checked task, as it was when its results were looked at; no row when it was made again since.
@@ -157,6 +167,39 @@ static enum status quarantine(struct db_conn *c, const struct refutation *f, str
                    DB_PARAMS(DB_TEXT(f->maker), DB_TEXT(reason)), NULL, err);
 }
 
+// Whether this task's results, or others of the job twice, were refuted before.
+static enum status ask_before(struct db_conn *c, const struct queue_task *v, const char *checked,
+                              bool *ret, struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_exec(c,
+                            "SELECT EXISTS (SELECT FROM orchestrator.task x WHERE x.job = $1::uuid"
+                            "  AND x.kind = 'verify' AND ((x.checks = $2::uuid"
+                            "    AND x.error LIKE '" REFUTED "%')"
+                            "  OR x.error LIKE '" REFUTED_TWICE "%'))",
+                            DB_PARAMS(DB_TEXT(v->job), DB_TEXT(checked)), &r, err);
+    if (s == STATUS_OK)
+        *ret = db_bool(r, 0, 0);
+    return s;
+}
+
+// Who rests because of this job works again, and its other checks are over.
+static enum status acquit(struct db_conn *c, const struct queue_task *v, struct err *err)
+{
+    static const char *const steps[] = {
+        ("UPDATE orchestrator.task SET state = 'done', finished = now() WHERE job = $1::uuid"
+         "  AND kind = 'verify' AND state IN ('available', 'retry_wait') AND id <> $2::uuid"),
+        ("UPDATE orchestrator.worker SET quarantined_until = '-infinity', quarantine_reason = '' "
+         "WHERE quarantined_until = 'infinity' AND $2::uuid IS NOT NULL AND id IN ("
+         "  SELECT avoid FROM orchestrator.task WHERE job = $1::uuid AND kind = 'verify'"
+         "    AND error LIKE '" REFUTED "%')"),
+    };
+    enum status s = STATUS_OK;
+    for (size_t i = 0; s == STATUS_OK && i < N_ELEMENTS(steps); i++)
+        s = db_exec(c, steps[i], DB_PARAMS(DB_TEXT(v->job), DB_TEXT(v->id)), NULL, err);
+    return s;
+}
+
 static enum status refute(struct db_conn *c, struct refutation *f, const struct queue_task *v,
                           struct err *err)
 {
@@ -164,6 +207,9 @@ static enum status refute(struct db_conn *c, struct refutation *f, const struct 
     enum status s = find_checked(c, v->id, &r, err);
     if (s != STATUS_OK || db_result_n_rows(r) == 0)
         return s;
+    s = ask_before(c, v, db_text(r, 0, 0), &f->twice, err);
+    if (s != STATUS_OK || f->twice)
+        return s == STATUS_OK ? acquit(c, v, err) : s;
     str_copy(f->maker, sizeof f->maker, db_text(r, 0, 1));
     s = unpublish(c, f, v, db_text(r, 0, 0), err);
     return s == STATUS_OK ? quarantine(c, f, err) : s;
@@ -174,10 +220,16 @@ static enum status settle(struct db_conn *c, const struct refutation *f, const s
                           struct err *err)
 {
     static const struct queue_seconds none = {0};
+    char text[480];
+    (void)snprintf(text, sizeof text, "%s%s",
+                   f->twice    ? REFUTED_TWICE
+                   : *f->maker ? REFUTED
+                               : "",
+                   f->message);
     enum status s = queue_done(c, f->worker, h, &none, err);
     return s == STATUS_OK
                ? db_exec(c, "UPDATE orchestrator.task SET error = $2::text WHERE id = $1::uuid",
-                         DB_PARAMS(DB_TEXT(h->task.id), DB_TEXT(f->message)), NULL, err)
+                         DB_PARAMS(DB_TEXT(h->task.id), DB_TEXT(text)), NULL, err)
                : s;
 }
 
@@ -238,6 +290,8 @@ enum status verify_failed(struct orch *o, const char *worker, const Transcode__F
                            .fence = req->fence,
                            .inconclusive = !refuted};
     s = db_tx(o->db, DB_READ_COMMITTED, refute_tx, &f, err);
+    if (s == STATUS_OK && f.twice)
+        log_warn(o->log, "check_cannot_judge", F_STR("item", f.item), F_STR("why", message));
     if (s != STATUS_OK || !*f.maker)
         return s;
     log_warn(o->log, "result_refuted", F_STR("worker", f.maker), F_STR("by", worker),
