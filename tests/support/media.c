@@ -36,7 +36,7 @@ static const struct {
 
 static int run_ffmpeg(const char *args, const char *out)
 {
-    char words[512], *argv[48] = {NULL};
+    char words[1024], *argv[48] = {NULL};
     size_t n = 0;
     snprintf(words, sizeof words, "ffmpeg -y -v error -nostdin %s %s", args, out);
     for (char *rest = words, *w; n < 47 && (w = strsep(&rest, " "));)
@@ -48,21 +48,25 @@ static int run_ffmpeg(const char *args, const char *out)
     return status;
 }
 
+int test_media_make(const char *args, const char *suffix)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/tmp/cauce-media-XXXXXX%s", suffix);
+    int fd = mkstemps(path, (int)strlen(suffix));
+    if (fd < 0)
+        return -1;
+    close(fd);
+    fd = run_ffmpeg(args, path) == 0 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    unlink(path);
+    return fd;
+}
+
 static int make_stand_in(const char *name)
 {
     for (size_t i = 0; i < sizeof stand_ins / sizeof stand_ins[0]; i++) {
         if (strcmp(stand_ins[i].name, name) != 0)
             continue;
-        const char *suffix = strrchr(name, '.');
-        char path[64];
-        snprintf(path, sizeof path, "/tmp/cauce-media-XXXXXX%s", suffix);
-        int fd = mkstemps(path, (int)strlen(suffix));
-        if (fd < 0)
-            return -1;
-        close(fd);
-        fd = run_ffmpeg(stand_ins[i].args, path) == 0 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-        unlink(path);
-        return fd;
+        return test_media_make(stand_ins[i].args, strrchr(name, '.'));
     }
     return -1;
 }

@@ -6,3 +6,7 @@
 // Returns a descriptor at the start of the file, the caller's; -1, with a note printed, when there
 // is neither the file nor a stand-in for it.
 int test_media_open(const char *name);
+
+// What the ffmpeg program makes of those arguments (single spaces between them), in a file that is
+// gone with the descriptor. suffix  ".wav". -1: it made nothing.
+int test_media_make(const char *args, const char *suffix);
