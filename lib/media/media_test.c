@@ -995,6 +995,18 @@ static void test_file_edits_take_off_shift_priming_and_tail(void **state)
     drop_file(&f);
 }
 
+static void test_file_is_as_long_whichever_the_codec(void **state)
+{
+    (void)state;
+    struct one_file aac = make_file(313, -1, 3), opus = make_file(313, -1, 4);
+    size_t a = find_box(&aac.bytes, "elst", 0), o = find_box(&opus.bytes, "elst", 0);
+    assert_int_equal(be32_at(&aac.bytes, a + 12), 313 * 1920);
+    assert_int_equal(be32_at(&opus.bytes, o + 12), 313 * 1920);
+    assert_int_equal(be32_at(&opus.bytes, o + 20), 312);
+    drop_file(&aac);
+    drop_file(&opus);
+}
+
 static void test_file_of_one_rendition_alone(void **state)
 {
     (void)state;
@@ -1167,6 +1179,7 @@ int main(void)
         cmocka_unit_test(test_head_needs_all_before_the_body_and_the_true_size),
         cmocka_unit_test(test_file_holds_every_sample_where_its_tables_say),
         cmocka_unit_test(test_file_edits_take_off_shift_priming_and_tail),
+        cmocka_unit_test(test_file_is_as_long_whichever_the_codec),
         cmocka_unit_test(test_file_of_one_rendition_alone),
         cmocka_unit_test(test_file_refuses_what_is_not_the_plans_segment),
         cmocka_unit_test(test_file_of_three_hours_takes_little_memory),

@@ -273,10 +273,15 @@ enum status media_mp4_add(struct media_mp4 *m, const void *head, size_t n, int64
 
 // ---------------------------------------------------------------- header
 
+// Sound's grid is as long as the sound and the longest priming that any rendition has.
 static int64_t shown_ticks(const struct media_mp4 *m, const struct track *t)
 {
-    const struct media_rendition *r = &m->plan->renditions[t->rendition];
-    return media_rendition_grid(m->plan, (size_t)t->rendition)->duration - r->priming;
+    const struct media_plan *p = m->plan;
+    uint32_t priming = 0;
+    for (size_t i = 0; !t->video && i < p->n_renditions; i++)
+        if (p->renditions[i].kind == MEDIA_AUDIO && p->renditions[i].priming > priming)
+            priming = p->renditions[i].priming;
+    return media_rendition_grid(p, (size_t)t->rendition)->duration - priming;
 }
 
 static uint64_t shown_movie(const struct media_mp4 *m, const struct track *t)
