@@ -46,6 +46,9 @@ class Subtitles(PlatformTest):
 
     def get(self, url):
         r = self.request(url)
+        end = time.monotonic() + 240
+        while r.status == 503 and time.monotonic() < end:  # not made yet: the gateway has waited for it already
+            r = self.request(url)
         self.assertEqual(r.status, 200, (url, r.body))
         return r.body
 
