@@ -72,7 +72,7 @@ class Packages(PlatformTest):
             r = self.request(url)
             if r.status != 503 or time.monotonic() > end:
                 self.assertEqual(r.status, 200, r.body[:200])
-                return
+                return r.body
 
     # ---- the decision
 
@@ -235,6 +235,16 @@ class Packages(PlatformTest):
             self.assertEqual(self.request(urllib.parse.urljoin(url, names + ".mp4")).status, 404, names)
         playing = self.play(profile={"neverDirect": True})["masterUrl"]
         self.assertEqual(self.request(urllib.parse.urljoin(playing, "a128.mp4")).status, 403)
+
+    def test_sound_is_as_long_in_every_rendition(self):
+        play = self.download()
+        path = self.path("sound.mp4")
+        for rendition in [r["id"] for r in play["renditions"] if r["kind"] == "audio"]:
+            with open(path, "wb") as f:
+                f.write(self.made(urllib.parse.urljoin(play["fileUrl"], rendition + ".mp4")))
+            sound = ffprobe(path, "-show_streams")["streams"][0]
+            self.assertEqual(float(sound["start_time"]), 0, rendition)
+            self.assertAlmostEqual(float(sound["duration"]), SECONDS, delta=0.005, msg=rendition)
 
     def test_save_writes_the_same_file_and_goes_on_where_it_was_cut(self):
         url = self.download()["fileUrl"]
