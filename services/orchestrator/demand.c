@@ -46,7 +46,19 @@ struct place {
     struct near near[MAX_NEAR];
     size_t n_near;
     int32_t target; // the first segment of the window that is not made
+    bool hid;       // a task that may be leased was locked, so that claims passed it over
 };
+
+// An UPDATE of one task that ends with RETURNING state.
+static enum status change(struct db_conn *c, struct place *p, const char *sql,
+                          const struct db_param *params, size_t n, struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_exec(c, sql, params, n, &r, err);
+    if (s == STATUS_OK && db_result_n_rows(r) == 1)
+        p->hid |= str_eq(db_text(r, 0, 0), "available");
+    return s;
+}
 
 static enum status read_made(struct db_conn *c, struct place *p, struct err *err)
 {
@@ -114,41 +126,42 @@ static bool is_urgent(const struct place *p)
 
 // ---------------------------------------------------------------- what becomes of a wish
 
-static enum status wish(struct db_conn *c, const struct place *p, const struct near *n,
-                        struct err *err)
+static enum status wish(struct db_conn *c, struct place *p, const struct near *n, struct err *err)
 {
     static const char sql[] =
         "UPDATE orchestrator.task SET wanted_until = now() + $2::bigint * interval '1 millisecond',"
         "  wanted = CASE WHEN $3::bool THEN $4::int ELSE wanted END,"
         "  yielding = yielding AND NOT $3::bool,"
         "  priority = CASE WHEN demand THEN greatest(priority, $5::int) ELSE priority END "
-        "WHERE id = $1::uuid";
+        "WHERE id = $1::uuid RETURNING state";
     bool urgent = is_urgent(p);
-    return db_exec(c, sql,
-                   DB_PARAMS(DB_TEXT(n->id), DB_I64(ORCH_WISH_MS), DB_BOOL(urgent),
-                             DB_I64(p->target), DB_I64(urgent ? ORCH_PRIO_WANTED : ORCH_PRIO_NEXT)),
-                   NULL, err);
+    return change(c, p, sql,
+                  DB_PARAMS(DB_TEXT(n->id), DB_I64(ORCH_WISH_MS), DB_BOOL(urgent),
+                            DB_I64(p->target), DB_I64(urgent ? ORCH_PRIO_WANTED : ORCH_PRIO_NEXT)),
+                  err);
 }
 
 // Its worker is busy with what comes before: it stops at the next boundary, and the target is begun
 // elsewhere, or by the same worker, at once.
-static enum status make_yield(struct db_conn *c, const struct near *n, struct err *err)
+static enum status make_yield(struct db_conn *c, struct place *p, const struct near *n,
+                              struct err *err)
 {
-    return db_exec(c, "UPDATE orchestrator.task SET yielding = true WHERE id = $1::uuid",
-                   DB_PARAMS(DB_TEXT(n->id)), NULL, err);
+    return change(
+        c, p, "UPDATE orchestrator.task SET yielding = true WHERE id = $1::uuid RETURNING state",
+        DB_PARAMS(DB_TEXT(n->id)), err);
 }
 
-static enum status cut_off(struct db_conn *c, const struct place *p, const struct near *n,
+static enum status cut_off(struct db_conn *c, struct place *p, const struct near *n,
                            struct err *err)
 {
-    return db_exec(c,
-                   "UPDATE orchestrator.task SET n_segments = $2::int - first_segment "
-                   "WHERE id = $1::uuid",
-                   DB_PARAMS(DB_TEXT(n->id), DB_I64(p->target)), NULL, err);
+    return change(c, p,
+                  "UPDATE orchestrator.task SET n_segments = $2::int - first_segment "
+                  "WHERE id = $1::uuid AND state <> 'leased' RETURNING state",
+                  DB_PARAMS(DB_TEXT(n->id), DB_I64(p->target)), err);
 }
 
 // One that covers the target. ret_covered: it will make it in time.
-static enum status use_near(struct db_conn *c, const struct place *p, const struct near *n,
+static enum status use_near(struct db_conn *c, struct place *p, const struct near *n,
                             bool *ret_covered, struct err *err)
 {
     if (n->leased && !n->live)
@@ -157,7 +170,7 @@ static enum status use_near(struct db_conn *c, const struct place *p, const stru
         *ret_covered = true;
         return wish(c, p, n, err);
     }
-    return n->leased ? make_yield(c, n, err) : cut_off(c, p, n, err);
+    return n->leased ? make_yield(c, p, n, err) : cut_off(c, p, n, err);
 }
 
 static enum status check_dead(struct db_conn *c, const struct place *p, struct err *err)
@@ -251,13 +264,13 @@ static enum status want_tx(struct db_conn *c, void *ud, struct err *err)
     for (size_t i = 0; s == STATUS_OK && i < p->n_near; i++)
         if (covers(&p->near[i], p->target))
             s = use_near(c, p, &p->near[i], &covered, err);
-    if (s != STATUS_OK || covered)
-        return s;
-    s = check_dead(c, p, err);
-    if (s == STATUS_OK)
-        s = add_task(c, p, db_text(job, 0, 0), err);
-    d->added = s == STATUS_OK;
-    return s == STATUS_OK ? queue_notify(c, ORCH_TASK_CHANNEL, "", err) : s;
+    if (s == STATUS_OK && !covered) {
+        s = check_dead(c, p, err);
+        if (s == STATUS_OK)
+            s = add_task(c, p, db_text(job, 0, 0), err);
+    }
+    d->wake = s == STATUS_OK && (!covered || p->hid);
+    return d->wake ? queue_notify(c, ORCH_TASK_CHANNEL, "", err) : s;
 }
 
 enum status demand_want(struct orch *o, const struct item *it, const char *rendition,
@@ -272,7 +285,7 @@ enum status demand_want(struct orch *o, const struct item *it, const char *rendi
                        .n_ahead = count_ahead(it->plan->plan, (size_t)which, segment),
                        .follow = follow};
     enum status s = demand_want_in(o->db, &d, err);
-    if (s == STATUS_OK && d.added)
+    if (s == STATUS_OK && d.wake)
         hub_wake(o->hub, HUB_TASKS, NULL);
     return s;
 }
@@ -376,9 +389,14 @@ static enum status sweep_tx(struct db_conn *c, void *ud, struct err *err)
          "  FOR UPDATE SKIP LOCKED)"),
     };
     enum status s = STATUS_OK;
-    for (size_t i = 0; s == STATUS_OK && i < N_ELEMENTS(steps); i++)
-        s = db_exec(c, steps[i], NULL, 0, NULL, err);
-    return s;
+    int64_t n = 0;
+    for (size_t i = 0; s == STATUS_OK && i < N_ELEMENTS(steps); i++) {
+        AUTO(db_result_free_p) struct db_result *r = NULL;
+        s = db_exec(c, steps[i], NULL, 0, &r, err);
+        n += s == STATUS_OK ? db_result_n_affected(r) : 0;
+    }
+    // Who came for one of them just then found it locked.
+    return s == STATUS_OK && n ? queue_notify(c, ORCH_TASK_CHANNEL, "", err) : s;
 }
 
 enum status demand_sweep(struct db *db, struct err *err)

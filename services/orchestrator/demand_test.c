@@ -116,6 +116,14 @@ static void add_output(struct fixture *f, const char *rendition, int segment)
                   DB_PARAMS(DB_TEXT(f->item), DB_TEXT(rendition), DB_I64(segment)), NULL, &err));
 }
 
+static bool want_wakes(struct fixture *f, const char *rendition, int segment)
+{
+    struct demand d = {
+        .item = f->item, .rendition = rendition, .segment = segment, .n_ahead = AHEAD};
+    must(demand_want_in(f->db, &d, &err));
+    return d.wake;
+}
+
 static enum status want_status(struct fixture *f, const char *rendition, int segment, bool follow)
 {
     struct err err = ERR_INIT;
@@ -225,6 +233,19 @@ static void *view(void *ud)
     pthread_barrier_wait(v->start);
     v->s = want_status(v->f, "v480-hevc", 5, false);
     return NULL;
+}
+
+// Claims pass over a row that is locked: whoever locks one that is free to be leased wakes them.
+static void test_workers_are_woken_by_a_wish_unless_it_is_being_fulfilled(void **state)
+{
+    struct fixture *f = *state;
+    struct queue_task t;
+    assert_true(want_wakes(f, "v480", 0));
+    assert_true(want_wakes(f, "v480", 0));
+    assert_true(claim(f, "w0", &t));
+    assert_false(want_wakes(f, "v480", 0));
+    must(queue_release(f->db, "w0", t.id, t.fence, &err));
+    assert_true(want_wakes(f, "v480", 0));
 }
 
 static void test_many_viewers_at_once_make_one_task(void **state)
@@ -473,6 +494,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_wanted_segment_is_begun_with_and_alone_of_its_rung),
         TEST(test_lazy_rendition_has_the_tasks_that_somebody_wants_and_no_others),
+        TEST(test_workers_are_woken_by_a_wish_unless_it_is_being_fulfilled),
         TEST(test_many_viewers_at_once_make_one_task),
         TEST(test_what_is_made_is_not_made_again),
         TEST(test_who_follows_the_playhead_gets_the_next_missing_one),

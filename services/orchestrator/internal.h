@@ -270,7 +270,7 @@ struct demand {
     const char *item, *rendition;
     int32_t segment, n_ahead; // n_ahead: segments from there on, at least 1
     bool follow;
-    bool added; // by the call: there is a new task
+    bool wake; // by the call: there is something to lease that nobody may have seen yet
 };
 enum status demand_want_in(struct db *db, struct demand *d, struct err *err) MUST_CHECK;
 // Rows (rendition, segment), in order, of a chunk's segments that are published.
