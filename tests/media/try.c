@@ -96,6 +96,7 @@ static void run_task(struct run *r, const struct media_task *t, struct child_res
                             .task = t,
                             .plan = r->probe ? r->probe->plan : NULL,
                             .deadline_us = time_deadline_in_ms(r->o->deadline_ms),
+                            .stall_ms = r->o->deadline_ms,
                             .cancel_fd = -1,
                             .ud = r,
                             .fetch = fetch,
