@@ -207,6 +207,65 @@ static void test_cut_follows_source_keyframes_within_a_second(void **state)
     assert_true(on_key > p->video.n_segments / 2);
 }
 
+// Frames 1/25 s apart, keyframes every so many; which cuts come out, by frame.
+static void test_cuts_for_copies_lie_on_keyframes_or_are_none(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t n_frames, key_every, first[8]; // first: frames that segments begin with, then 0
+        bool cut;
+    } rows[] = {
+        {500, 50, {50, 100, 200, 300, 400}, true}, // 2 s, 2 s, then 4 s
+        {500, 48, {48, 96, 192, 288, 384}, true},
+        {500, 110, {110, 220, 330, 440}, true}, // 4.4 s
+        {250, 25, {50, 100, 200}, true},        // each second: not cut at all of them
+        {600, 250, {250, 500}, true},           // what encoders do when left alone
+        {530, 250, {250}, true},                // a short rest joins the last one
+        {600, 290, {0}, false},                 // 11.6 s are too long
+        {100, 100, {0}, true},
+        {400, 400, {0}, false},
+    };
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
+        struct media_keyframe keys[64];
+        struct media_grid g = {.timescale = 25000,
+                               .frame_ticks = 1000,
+                               .n_frames = rows[i].n_frames,
+                               .duration = (int64_t)rows[i].n_frames * 1000};
+        size_t n = 0, segment = 0;
+        bool cut = false;
+        for (uint32_t k = 0; k < rows[i].n_frames; k += rows[i].key_every)
+            keys[n++] = (struct media_keyframe){(int64_t)k * 1000, k, k};
+        assert_int_equal(media_plan_cut_at_keys(&g, keys, n, &cut, NULL), STATUS_OK);
+        if (cut != rows[i].cut)
+            fail_msg("row %zu: %s", i, cut ? "cut" : "not cut");
+        for (uint32_t at = 0; cut && segment < g.n_segments; segment++) {
+            const struct media_segment *s = &g.segments[segment];
+            if (s->first_frame != at || (segment && rows[i].first[segment - 1] != at) ||
+                s->seek_ticks != (int64_t)at)
+                fail_msg("row %zu: segment %zu begins at %u", i, segment, s->first_frame);
+            at += s->n_frames;
+            assert_true(segment + 1 < g.n_segments || at == g.n_frames);
+        }
+        assert_true(!cut || rows[i].first[segment - 1] == 0);
+        mem_free(g.segments);
+        mem_free(g.chunks);
+    }
+}
+
+static void test_options_are_known_by_name(void **state)
+{
+    (void)state;
+    static const char *const codecs[] = {"vp9", "hevc"}, *const odd[] = {"h264"};
+    struct media_options o = {.video_codecs = 1};
+    assert_int_equal(media_options_parse("", NULL, 0, &o, NULL), STATUS_OK);
+    assert_true(o.preset == MEDIA_PRESET_FAST && o.video_codecs == 0);
+    assert_int_equal(media_options_parse("quality", codecs, 2, &o, NULL), STATUS_OK);
+    assert_int_equal(o.preset, MEDIA_PRESET_QUALITY);
+    assert_int_equal(o.video_codecs, 1U << MEDIA_CODEC_VP9 | 1U << MEDIA_CODEC_HEVC);
+    assert_int_equal(media_options_parse("slow", NULL, 0, &o, NULL), STATUS_INVALID_ARGUMENT);
+    assert_int_equal(media_options_parse("fast", odd, 1, &o, NULL), STATUS_INVALID_ARGUMENT);
+}
+
 static void test_ladder_never_exceeds_the_source(void **state)
 {
     (void)state;
@@ -1156,6 +1215,8 @@ int main(void)
         cmocka_unit_test(test_sniff_names_the_kind_by_content),
         cmocka_unit_test(test_cut_segments_cover_everything_with_lengths_in_bounds),
         cmocka_unit_test(test_cut_follows_source_keyframes_within_a_second),
+        cmocka_unit_test(test_cuts_for_copies_lie_on_keyframes_or_are_none),
+        cmocka_unit_test(test_options_are_known_by_name),
         cmocka_unit_test(test_ladder_never_exceeds_the_source),
         cmocka_unit_test(test_plan_bytes_round_trip),
         cmocka_unit_test(test_plan_cut_off_or_longer_is_refused),

@@ -40,11 +40,13 @@ struct media_options {
     enum media_preset preset;
     uint32_t video_codecs; // probe: lazy renditions in these besides H.264; bits 1 << media_codec
 };
+
 // From how people and protocols say it: preset "" (fast), "fast" or "quality"; codecs by their
 // names, "hevc", "av1", "vp9".
 // errors: INVALID_ARGUMENT says what is not known
 enum status media_options_parse(const char *preset, const char *const *codecs, size_t n_codecs,
                                 struct media_options *ret, struct err *err) MUST_CHECK;
+
 struct media_task {
     enum media_task_kind kind;
     int64_t source_size;
