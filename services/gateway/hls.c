@@ -78,9 +78,6 @@ static void manifest(struct http_request *r, struct gateway *g, struct edge_plan
     (void)g;
     if (!find_offer(r, &offer))
         return;
-    // Players of manifests choose among decoders by themselves.
-    if (!(offer.codecs & (1U << MEDIA_CODEC_OPUS | 1U << MEDIA_CODEC_FLAC)))
-        offer.codecs |= 1U << MEDIA_CODEC_AAC | 1U << MEDIA_CODEC_OPUS;
     buf_init(&b, MAX_PLAYLIST_BYTES);
     enum status s = media_dash_manifest(p->plan, &offer, p->rates, &b, &err);
     respond_playlist(r, p, MANIFEST_TYPE, p->rated, s, &b, &err);
