@@ -20,6 +20,7 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "codec/internal.h"
+#include "support/media.h"
 
 extern char **environ;
 
@@ -298,6 +299,31 @@ static void test_copies_hold_the_pictures_of_the_source(void **state)
     }
 }
 
+// The same of films as cameras and others make them.
+static void test_real_films_are_copied(void **state)
+{
+    (void)state;
+    static const char *const names[] = {
+        "video/crowd_720x400_h264_5s.mp4",
+        "video/nasa_2video_2audio_2movtext.mp4",
+        "video/dog_1080p_vfr_h264_aac.mp4",
+    };
+    for (size_t i = 0; i < N_ELEMENTS(names); i++) {
+        struct stat st;
+        int fd = test_media_open(names[i]);
+        if (fd < 0)
+            skip();
+        assert_int_equal(fstat(fd, &st), 0);
+        struct codec_source s = {.fd = fd, .size = st.st_size};
+        AUTO(media_plan_free_p) struct media_plan *p = probe(&s);
+        int r = media_plan_find(p, "vcopy");
+        if (r < 0)
+            fail_msg("%s: no copy", names[i]);
+        check_copy(&s, p, r, names[i]);
+        close(fd);
+    }
+}
+
 // ---- other codecs ----
 
 static const struct {
@@ -518,6 +544,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_copies_hold_the_pictures_of_the_source),
+        cmocka_unit_test(test_real_films_are_copied),
         cmocka_unit_test(test_other_codecs_give_every_picture),
         cmocka_unit_test(test_pictures_of_many_formats_keep_their_colours),
         cmocka_unit_test(test_tone_mapping_keeps_order_and_hue),
