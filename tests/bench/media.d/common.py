@@ -125,13 +125,15 @@ def ffmpeg_ladder(source, rungs, out, cascade, own_params, starts=()):
     return command
 
 
-def ssim(source, files):
-    """SSIM (all planes) of each (file, width, height) against the source scaled alike."""
+def ssim(source, files, upscale=False):
+    """SSIM (all planes) of each (file, width, height) against the source scaled alike; upscale: each file is scaled to that
+    size, too, as a player would."""
     values = []
     for path, width, height in files:
+        scale = f"scale={width}:{height}:flags=bicubic+accurate_rnd,settb=1/1000,setpts=N*40"
+        shown = scale if upscale else "settb=1/1000,setpts=N*40"
         text = run(["ffmpeg", "-v", "info", "-nostats", "-nostdin", "-i", path, "-i", source, "-filter_complex",
-                    f"[0:v]settb=1/1000,setpts=N*40[t];[1:v]scale={width}:{height}:flags=bicubic+accurate_rnd,"
-                    "settb=1/1000,setpts=N*40[r];[t][r]ssim=shortest=1", "-f", "null", "-"])
+                    f"[0:v]{shown}[t];[1:v]{scale}[r];[t][r]ssim=shortest=1", "-f", "null", "-"])
         values.append(float(re.search(r"All:([0-9.]+)", text).group(1)))
     return values
 
