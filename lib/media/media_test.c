@@ -687,8 +687,8 @@ static void test_offers_have_one_name_each(void **state)
     (void)state;
     static const char *const good[] = {"",
                                        "hevc",
-                                       "h264-aac-opus-hevc-av1-vp9-flac-copy-surround-even-rates-"
-                                       "p16384-k4294967295-t64-s64",
+                                       ("h264-aac-opus-hevc-av1-vp9-flac-copy-surround-even-rates-"
+                                        "p16384-k4294967295-t64-s64"),
                                        "copy",
                                        "p720-k3000",
                                        "t2-s3"};
