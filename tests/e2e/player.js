@@ -53,7 +53,8 @@ async function main() {
       const v = document.querySelector('video');
       return {currentTime: v.currentTime, duration: v.duration, width: v.videoWidth, height: v.videoHeight,
         error: v.error && v.error.message,
-        levels: [...document.querySelectorAll('#level option')].map((o) => o.textContent)};
+        levels: [...document.querySelectorAll('#level option')].map((o) => o.textContent),
+        languages: [...document.querySelectorAll('#language option')].map((o) => o.textContent)};
     });
     if (screenshot) await page.screenshot({path: screenshot});
     console.log(JSON.stringify({first, cues, ...state, errors}));

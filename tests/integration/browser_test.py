@@ -29,8 +29,9 @@ class Browser(PlatformTest):
         with open(self.path("a.srt"), "w") as f:
             f.write("1\n00:00:01,000 --> 00:00:02,500\nearly\n\n2\n00:00:06,800 --> 00:00:09,000\n<i>late</i>\n")
         film = self.path("film.mp4")
-        subprocess.run(["ffmpeg", "-y", "-v", "error", "-i", silent, "-i", self.path("a.srt"), "-c", "copy", "-c:s", "mov_text",
-                        "-metadata:s:s:0", "language=eng", "-disposition:s:0", "default", film], check=True)
+        subprocess.run(["ffmpeg", "-y", "-v", "error", "-i", silent, "-i", self.path("a.srt"), "-map", "0:v",
+                        "-map", "0:a", "-map", "0:a", "-map", "1", "-c", "copy", "-c:s", "mov_text",
+                        "-metadata:s:a:0", "language=eng", "-metadata:s:a:1", "language=deu", "-metadata:s:s:0", "language=eng", "-disposition:s:0", "default", film], check=True)
         item = self.upload("viewer", film, "--title", "For the browser", "--public", "--wait")["item_id"]
         shot = os.environ.get("CAUCE_SCREENSHOT", self.path("shot.png"))
         p = subprocess.run(["node", "player.js", self.http, item, "viewer", PASSWORD, shot], cwd=E2E,
@@ -40,6 +41,7 @@ class Browser(PlatformTest):
         self.assertGreater(r["currentTime"], 7)
         self.assertAlmostEqual(r["duration"], 12, delta=0.2)
         self.assertGreaterEqual(len(r["levels"]), 4, r)
+        self.assertEqual(r["languages"], ["eng", "deu"])
         self.assertEqual(r["cues"], [["eng", 1, 2.5, "early"], ["eng", 6.8, 9, "<i>late</i>"]])
         self.assertIsNone(r["error"])
         self.assertEqual(r["errors"], [])
