@@ -497,5 +497,9 @@ enum status codec_images(const struct codec_source *src, const struct media_plan
     codec_input_use_plan(in, plan);
     if (plan->video.n_segments)
         return make_stills(in, plan, task, sink, err);
-    return wants(plan, task, MEDIA_IMAGE_POSTER) ? make_cover(in, sink, err) : STATUS_OK;
+    if (wants(plan, task, MEDIA_IMAGE_POSTER))
+        s = make_cover(in, sink, err);
+    return s == STATUS_OK && wants(plan, task, MEDIA_IMAGE_WAVEFORM)
+               ? codec_measure(in, plan, sink, err)
+               : s;
 }

@@ -14,6 +14,7 @@
 
 #include "base/mem.h"
 #include "codec/internal.h"
+#include "media/image.h"
 #include "support/media.h"
 
 #define RATE MEDIA_AUDIO_RATE
@@ -440,6 +441,68 @@ static void test_songs_tell_their_place_on_the_album(void **state)
     }
 }
 
+// ---- waveform, loudness ----
+
+struct text {
+    char s[32768];
+};
+
+static enum status keep_text(void *ud, const struct media_segment_out *out, const void *bytes,
+                             size_t n, struct err *err)
+{
+    struct text *t = ud;
+    (void)err;
+    assert_int_equal(out->rendition, MEDIA_IMAGE_WAVEFORM);
+    assert_true(media_image_is_sane(bytes, n) && n < sizeof(t->s));
+    memcpy(t->s, bytes, n);
+    t->s[n] = '\0';
+    return STATUS_OK;
+}
+
+static double field(const struct text *t, const char *name)
+{
+    const char *at = strstr(t->s, name);
+    assert_non_null(at);
+    return strtod(at + strlen(name) + 2, NULL);
+}
+
+static void test_loudness_and_waveform_are_those_of_the_song(void **state)
+{
+    (void)state;
+    // EBU Tech 3341, cases 1 and 3: a steady tone, and a tone with quiet parts, which do not count.
+    static const struct {
+        const char *args;
+        double lufs;
+    } rows[] = {
+        {"-f lavfi -i sine=1000:d=20:sample_rate=48000 -c:a pcm_s16le", -18.06},
+        {"-f lavfi -i sine=1000:d=40:sample_rate=48000 -af "
+         "volume=0.1:enable='between(t,0,10)+between(t,30,40)' -c:a pcm_s16le",
+         -18.06},
+    };
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
+        struct song s = open_song(rows[i].args, ".wav");
+        struct text t = {""};
+        struct media_task task = {.kind = MEDIA_TASK_IMAGES,
+                                  .source_size = s.src.size,
+                                  .threads = 1,
+                                  .n_segments = 1,
+                                  .n_renditions = 1,
+                                  .renditions = {MEDIA_IMAGE_WAVEFORM}};
+        struct codec_sink sink = {.segment = keep_text, .ud = &t};
+        struct err err = ERR_INIT;
+        if (codec_images(&s.src, s.plan, &task, &sink, &err) != STATUS_OK)
+            fail_msg("%s", err.msg);
+        double l = field(&t, "integrated_lufs"), peak = field(&t, "true_peak_dbtp");
+        if (fabs(l - rows[i].lufs) > 0.1 || fabs(peak + 18.06) > 0.3)
+            fail_msg("%.2f LUFS, %.2f dBTP", l, peak);
+        assert_true(i ? field(&t, "range_lu") > 15 : field(&t, "range_lu") < 0.1);
+        double length = field(&t, "\"length");
+        assert_true(length > 1700 && length <= 1800);
+        assert_non_null(strstr(t.s, "-16,16,-16,16")); // an eighth of 127
+        close_song(&s);
+    }
+}
+
 // ---- FLAC frames ----
 
 static void test_flac_frames_are_numbered_through(void **state)
@@ -472,6 +535,7 @@ int main(void)
         cmocka_unit_test(test_a_rate_that_changes_midway_goes_on_in_time),
         cmocka_unit_test(test_downmix_keeps_the_balance_and_never_clips),
         cmocka_unit_test(test_songs_tell_their_place_on_the_album),
+        cmocka_unit_test(test_loudness_and_waveform_are_those_of_the_song),
         cmocka_unit_test(test_flac_frames_are_numbered_through),
     };
     av_log_set_level(AV_LOG_QUIET);

@@ -12,7 +12,8 @@
 
 static const char *const names[MEDIA_N_IMAGES] = {[MEDIA_IMAGE_POSTER] = "poster",
                                                   [MEDIA_IMAGE_TILES] = "tiles",
-                                                  [MEDIA_IMAGE_PREVIEW] = "preview"};
+                                                  [MEDIA_IMAGE_PREVIEW] = "preview",
+                                                  [MEDIA_IMAGE_WAVEFORM] = "waveform"};
 
 const char *media_image_name(enum media_image i)
 {
@@ -21,7 +22,9 @@ const char *media_image_name(enum media_image i)
 
 const char *media_image_type(enum media_image i)
 {
-    return i == MEDIA_IMAGE_PREVIEW ? "image/webp" : "image/jpeg";
+    return i == MEDIA_IMAGE_PREVIEW    ? "image/webp"
+           : i == MEDIA_IMAGE_WAVEFORM ? "application/json"
+                                       : "image/jpeg";
 }
 
 int media_image_find(const char *name)
@@ -37,6 +40,8 @@ bool media_image_is_planned(const struct media_plan *p, enum media_image i)
 {
     if (i == MEDIA_IMAGE_TILES)
         return p->video.n_segments > 1;
+    if (i == MEDIA_IMAGE_WAVEFORM)
+        return !p->video.n_segments && p->audio.n_segments;
     if (p->video.n_segments)
         return true;
     if (i == MEDIA_IMAGE_PREVIEW)
@@ -83,10 +88,23 @@ static bool is_webp(const uint8_t *b, size_t n)
                n - 8;
 }
 
+// As the codec process writes it: names, numbers and nothing that a browser could take for more.
+static bool is_waveform(const uint8_t *b, size_t n)
+{
+    static const char head[] = "{\"version\":2,\"channels\":1,";
+    if (n < sizeof(head) || n > MEDIA_MAX_IMAGE_BYTES || memcmp(b, head, sizeof(head) - 1) != 0 ||
+        b[n - 2] != ']' || b[n - 1] != '}')
+        return false;
+    for (size_t i = 0; i < n; i++)
+        if (!b[i] || !strchr("abcdefghijklmnopqrstuvwxyz_0123456789{}[]\":,.-", b[i]))
+            return false;
+    return true;
+}
+
 bool media_image_is_sane(const void *bytes, size_t n)
 {
     const uint8_t *b = bytes;
-    if (is_webp(b, n))
+    if (is_webp(b, n) || is_waveform(b, n))
         return true;
     return n > 4 && n <= MEDIA_MAX_IMAGE_BYTES && b[0] == 0xff && b[1] == 0xd8 &&
            b[n - 2] == 0xff && b[n - 1] == 0xd9;

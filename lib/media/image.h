@@ -1,7 +1,7 @@
 #pragma once
 // Pictures of an item that are not its film: named and sized by the plan alone, made once by a
-// worker, each a JPEG but for the preview. They are stored and asked for like renditions of one
-// segment.
+// worker, each a JPEG but for the preview and the waveform. They are stored and asked for like
+// renditions of one segment.
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -14,6 +14,8 @@ enum media_image {
     MEDIA_IMAGE_POSTER,  // a still of the film, or the cover of a song
     MEDIA_IMAGE_TILES,   // small stills on a grid, for the seek bar
     MEDIA_IMAGE_PREVIEW, // a few moments of the film, moving: an animated WebP
+    // How a song's level goes on, and its loudness: JSON (docs/media.md)
+    MEDIA_IMAGE_WAVEFORM,
     MEDIA_N_IMAGES
 };
 #define MEDIA_MAX_IMAGE_BYTES (4U << 20)
@@ -33,7 +35,7 @@ bool media_image_is_planned(const struct media_plan *p, enum media_image i);
 void media_poster_size(uint32_t width, uint32_t height, uint32_t *ret_width, uint32_t *ret_height);
 // Size of the preview of such a picture, even.
 void media_preview_size(uint32_t width, uint32_t height, uint32_t *ret_width, uint32_t *ret_height);
-// JPEG or WebP by its first and last bytes, and not too large.
+// JPEG or WebP by its first and last bytes, or a waveform, and not too large.
 bool media_image_is_sane(const void *bytes, size_t n);
 
 // The grid of tiles: row by row; the last row may be short. n 0: the item has none.

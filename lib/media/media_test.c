@@ -791,6 +791,7 @@ static void test_pictures_are_planned_where_there_is_something_to_show(void **st
     p->video.n_segments = 0; // a song
     assert_false(media_image_is_planned(p, MEDIA_IMAGE_TILES));
     assert_false(media_image_is_planned(p, MEDIA_IMAGE_POSTER));
+    assert_true(media_image_is_planned(p, MEDIA_IMAGE_WAVEFORM));
     p->source.tracks[p->source.n_tracks++] = (struct media_track){.type = MEDIA_TRACK_PICTURE};
     assert_true(media_image_is_planned(p, MEDIA_IMAGE_POSTER));
     media_poster_size(3840, 2160, &w, &h);

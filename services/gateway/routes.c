@@ -27,6 +27,8 @@ static const struct http_route fixed[] = {
     {"GET", "/hls/{token}/{item}/tiles.jpg", HTTP_MEDIA_TOKEN, HTTP_CORS, gateway_picture, "tiles"},
     {"GET", "/hls/{token}/{item}/preview.webp", HTTP_MEDIA_TOKEN, HTTP_CORS, gateway_picture,
      "preview"},
+    {"GET", "/hls/{token}/{item}/waveform.json", HTTP_MEDIA_TOKEN, HTTP_CORS, gateway_picture,
+     "waveform"},
     {"GET", "/hls/{token}/{item}/tiles.vtt", HTTP_MEDIA_TOKEN, HTTP_CORS, gateway_tiles_index,
      NULL},
     {"GET", "/hls/{token}/{item}/{rendition}.m3u8", HTTP_MEDIA_TOKEN, HTTP_CORS,

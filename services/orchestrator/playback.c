@@ -147,10 +147,12 @@ static bool fill_addresses(struct arena *a, const struct item *it, const char *t
         ret->tiles_url = arena_printf(a, "%s/tiles.vtt", base);
     if (media_image_is_planned(plan, MEDIA_IMAGE_PREVIEW))
         ret->preview_url = arena_printf(a, "%s/preview.webp", base);
+    if (media_image_is_planned(plan, MEDIA_IMAGE_WAVEFORM))
+        ret->waveform_url = arena_printf(a, "%s/waveform.json", base);
     struct err none = ERR_INIT;
     return subtitles_fill(a, it, base, &ret->subtitles, &ret->n_subtitles, &none) == STATUS_OK &&
            ret->master_url && ret->dash_url && ret->poster_url && ret->tiles_url &&
-           ret->preview_url;
+           ret->preview_url && ret->waveform_url;
 }
 
 static enum status open_(struct rpc_call *call, const Orchestrator__OpenRequest *req,

@@ -66,7 +66,9 @@ static enum status segment(void *ud, const struct media_segment_out *out, const 
     if (!f) { // a picture: a file of its own
         char path[4096];
         snprintf(path, sizeof(path), "%s/%s.%s", r->o->dir, media_image_name(out->rendition),
-                 out->rendition == MEDIA_IMAGE_PREVIEW ? "webp" : "jpg");
+                 out->rendition == MEDIA_IMAGE_PREVIEW    ? "webp"
+                 : out->rendition == MEDIA_IMAGE_WAVEFORM ? "json"
+                                                          : "jpg");
         f = fopen(path, "we");
     }
     bool ok = f && fwrite(copy, 1, n, f) == n;
