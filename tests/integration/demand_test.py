@@ -45,7 +45,6 @@ class Demand(PlatformTest):
             found = condition()
             if found:
                 return found
-            time.sleep(0.1)
         self.fail(f"waited in vain for {what}")
 
     def fetch(self, url, into):

@@ -1,12 +1,11 @@
 """Benchmark 3: from Playback.Open to the first segment of what nobody has made yet; seeks; beside ffmpeg per play."""
-import glob
 import http.client
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 
@@ -18,6 +17,8 @@ WHAT = "Open to the first segment through the gateway, in the middle of a film t
 CLIP, CLIP_S = "road", 8  # keyframes every 2 s
 PASSWORD = "correct horse battery"
 RUNG = "v720"
+N_WORKERS = 2  # of compose/launcher, with a slot each
+WATCH_S = 180
 FRESH = 12  # segments between two places that are asked for: no task made for one reaches the next
 
 
@@ -35,7 +36,7 @@ def long_film(env, seconds):
 
 
 class Platform:
-    """All roles on this machine, with one worker of one slot, and a film that is playable and paused."""
+    """All roles on this machine, and a film that is playable and paused."""
 
     def __init__(self, env):
         self.env, self.conn = env, None
@@ -59,9 +60,11 @@ class Platform:
     def __exit__(self, *_):
         self.local.down()
 
+    def ctl_env(self):
+        return dict(os.environ, CAUCE_SERVER=self.server, CAUCE_STATE_DIR=self.env.path("state"), CAUCE_PASSWORD=PASSWORD)
+
     def ctl(self, *words):
-        path = dict(os.environ, CAUCE_SERVER=self.server, CAUCE_STATE_DIR=self.env.path("state"), CAUCE_PASSWORD=PASSWORD)
-        done = subprocess.run([self.env.program("mediactl"), *words, "--json"], env=path, stdin=subprocess.DEVNULL,
+        done = subprocess.run([self.env.program("mediactl"), *words, "--json"], env=self.ctl_env(), stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             raise RuntimeError(f"mediactl {' '.join(words)}: {done.stderr.strip()[-400:]}")
@@ -71,7 +74,7 @@ class Platform:
         """One request on the connection that a player keeps open; again when it was idle for too long."""
         try:
             return self.call_once(method, url, body, token)
-        except http.client.RemoteDisconnected:
+        except ConnectionError:
             self.conn = None
             return self.call_once(method, url, body, token)
 
@@ -97,23 +100,30 @@ class Platform:
         self.token = json.loads(self.call("POST", "/api/v1/login", {"name": "bench", "password": PASSWORD}))["accessToken"]
         said = self.ctl("upload", path)
         item = (said["uploads"][0] if "uploads" in said else said)["item_id"]
-        begin = time.monotonic()
-        while True:
-            job = json.loads(self.call("GET", "/api/v1/jobs/" + item, token=self.token))
-            if job.get("playable"):
-                break
-            if time.monotonic() - begin > 120:
-                raise RuntimeError("the film is not playable after two minutes")
-            time.sleep(0.2)
+        self.watch(item, lambda job: job.get("playable"))
         return item
+
+    def watch(self, item, match):
+        """Follows the job until match(job) holds; a job that ends before is an error."""
+        p = subprocess.Popen([self.env.program("mediactl"), "job", "watch", item, "--json"], env=self.ctl_env(), text=True,
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        timer = threading.Timer(WATCH_S, p.kill)
+        timer.start()
+        try:
+            for line in p.stdout:
+                if match(json.loads(line)["job"]):
+                    return
+        finally:
+            timer.cancel()
+            p.kill()
+            p.wait()
+            p.stdout.close()
+        raise RuntimeError("the job did not get there")
 
     def background(self, item, go_on):
         self.ctl("job", "resume" if go_on else "pause", item)
-        while not go_on:  # what is being made is finished
-            job = json.loads(self.call("GET", "/api/v1/jobs/" + item, token=self.token))
-            if not any(t["state"] == "leased" for t in job.get("taskList", [])):
-                return
-            time.sleep(0.2)
+        # Until all workers are busy with it, or what was being made is finished.
+        self.watch(item, lambda job: (sum(t["state"] == "leased" for t in job.get("taskList", [])) == (N_WORKERS if go_on else 0)))
 
     def renditions(self, item):
         return json.loads(self.call("POST", f"/api/v1/items/{item}/play", {}, self.token))["renditions"]
@@ -158,29 +168,17 @@ def measure(p, item, rendition, system, rounds):
             "metrics": {"start_s": median(starts), "start_s_most": max(starts), "seek_s": median(seeks), "seek_s_most": max(seeks)}}
 
 
-def ffmpeg_start(env, source, at_s, copy, segment_s):
-    """Seconds until a fresh ffmpeg has its first HLS segment whole: until it names it in its playlist."""
-    out = env.path("hls")
-    shutil.rmtree(out, ignore_errors=True)
-    os.makedirs(out)
-    codec = ["-c", "copy"] if copy else ["-vf", "scale=-2:720", "-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-c:a", "aac",
-                                         "-force_key_frames", f"expr:gte(t,n_forced*{segment_s})"]
+def ffmpeg_start(source, out, at_s, copy, segment_s):
+    """Seconds that a fresh ffmpeg takes for that one segment."""
+    codec = ["-c", "copy"] if copy else ["-vf", "scale=-2:720", "-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-c:a", "aac"]
     begin = time.monotonic()
-    p = subprocess.Popen(["ffmpeg", "-v", "error", "-nostdin", "-ss", str(at_s), "-i", source, *codec, "-f", "hls", "-hls_time",
-                          str(segment_s), "-hls_segment_type", "fmp4", "-hls_list_size", "0", os.path.join(out, "a.m3u8")])
-    try:
-        while not glob.glob(os.path.join(out, "a.m3u8")):
-            if p.poll() is not None:
-                raise RuntimeError("ffmpeg ended early")
-            time.sleep(0.002)
-        return time.monotonic() - begin
-    finally:
-        p.kill()
-        p.wait()
+    command(["ffmpeg", "-v", "error", "-nostdin", "-ss", str(at_s), "-i", source, "-t", str(segment_s), *codec, "-f", "mp4",
+             "-movflags", "frag_keyframe+empty_moov", "-y", out])
+    return time.monotonic() - begin
 
 
 def ffmpeg_row(env, source, seconds, system, copy, segment_s, rounds):
-    took = [ffmpeg_start(env, source, seconds / 2 + 37 * i, copy, segment_s) for i in range(rounds)]
+    took = [ffmpeg_start(source, env.path("one.mp4"), seconds / 2 + 37 * i, copy, segment_s) for i in range(rounds)]
     return {"case": NAME, "system": system, "rounds": rounds, "metrics": {"start_s": median(took), "start_s_most": max(took)}}
 
 
@@ -202,7 +200,6 @@ def run_cauce(env, source, rounds, rows):
             rows.append(measure(p, item, "vcopy", "cauce, remux", rounds))
             print_row(rows[-1])
         p.background(item, True)
-        time.sleep(2)  # both workers have begun something long
         rows.append(measure_busy(p, item, rounds))
         print_row(rows[-1])
 
