@@ -65,6 +65,8 @@ static struct media_plan *make_plan(uint32_t n_frames, bool constant, uint32_t k
                                       .size_bytes = 1000000,
                                       .duration_us = (int64_t)n_frames * 40000,
                                       .bitrate_bps = 200000,
+                                      .n_jumps = 2,
+                                      .jumps = {{1000, -5000000}, {70000, 20000000}},
                                       .n_tracks = 2};
     snprintf(p->source.title, sizeof(p->source.title), "R\xc3\xado");
     for (size_t i = 0; i < 2; i++) {
@@ -324,6 +326,8 @@ static void test_plan_bytes_round_trip(void **state)
         assert_int_equal(a.len, b.len);
         assert_memory_equal(a.data, b.data, a.len);
         assert_string_equal(q->source.title, p->source.title);
+        assert_int_equal(q->source.n_jumps, p->source.n_jumps);
+        assert_memory_equal(q->source.jumps, p->source.jumps, sizeof(p->source.jumps));
         assert_int_equal(q->video.n_segments, p->video.n_segments);
         assert_memory_equal(q->video.segments, p->video.segments,
                             p->video.n_segments * sizeof(*p->video.segments));
@@ -392,7 +396,7 @@ static void test_plan_decode_survives_every_failed_allocation(void **state)
 static void test_plan_check_names_what_is_wrong(void **state)
 {
     (void)state;
-    for (int what = 0; what < 9; what++) {
+    for (int what = 0; what < 11; what++) {
         AUTO(media_plan_free_p) struct media_plan *p = make_plan(300, true, 25);
         struct err err = ERR_INIT;
         switch (what) {
@@ -419,6 +423,12 @@ static void test_plan_check_names_what_is_wrong(void **state)
             break;
         case 7:
             p->audio.timescale = 44100;
+            break;
+        case 8:
+            p->source.jumps[1].offset = p->source.jumps[0].offset;
+            break;
+        case 9:
+            p->source.jumps[0].shift_us = INT64_MAX;
             break;
         default:
             p->renditions[0].scale_from = 2;

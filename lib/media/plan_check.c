@@ -7,8 +7,8 @@
 #include "base/str.h"
 #include "media/cmaf.h"
 
-// 33 bits of 90 kHz are 26.5 h; clocks that jump that far some times over are still believed.
-#define MEDIA_MAX_JUMP_US (INT64_C(40) * 24 * 3600 * 1000000)
+// 33 bits of 90 kHz are 26.5 h, at most MEDIA_MAX_JUMPS times over.
+#define MEDIA_MAX_JUMP_US (INT64_C(200) * 24 * 3600 * 1000000)
 
 #define BAD(...) return err_set(err, STATUS_INVALID_ARGUMENT, "plan: " __VA_ARGS__)
 
