@@ -390,6 +390,12 @@ def _():
     return edited("hostile-hours.mkv", source, jump_clusters(3600 * 1000 * 3))
 
 
+@hostile("transport stream whose clock jumps 140 times", "refused")
+def _():
+    a, b = traps.part(0, 10, "0"), traps.part(10, 10, "5000")
+    return written("jumps.ts", lambda: (read(a) + read(b)) * 70)
+
+
 @hostile("a million pictures in a small file")
 def _():
     def change(d):
