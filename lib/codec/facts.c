@@ -146,6 +146,11 @@ static void subtitle_facts(const AVStream *st, struct media_track *t)
     t->chosen = t->subtitle == MEDIA_SUBTITLE_TEXT || t->subtitle == MEDIA_SUBTITLE_STYLED;
 }
 
+static uint8_t color_code(int v)
+{
+    return v > 0 && v < 23 ? (uint8_t)v : 2; // H.273 has no more; 2: not specified
+}
+
 static void track_facts(const AVStream *st, struct media_track *t)
 {
     const AVCodecParameters *par = st->codecpar;
@@ -175,6 +180,9 @@ static void track_facts(const AVStream *st, struct media_track *t)
     if (par->codec_type == AVMEDIA_TYPE_VIDEO) {
         t->level = par->level > 0 && par->level <= UINT16_MAX ? (uint16_t)par->level : 0;
         t->interlaced = par->field_order > AV_FIELD_PROGRESSIVE;
+        t->color[0] = color_code(par->color_primaries);
+        t->color[1] = color_code(par->color_trc);
+        t->color[2] = color_code(par->color_space);
     }
     t->rotation = (int16_t)codec_rotation(st);
     AVRational sar =

@@ -224,7 +224,8 @@ static const struct {
           "log-level=none:keyint=48:open-gop=0:pools=none:frame-threads=1",
      ".mp4", true, "hvc1.1."},
     {FILM "-c:v libx265 -preset ultrafast -pix_fmt yuv420p10le -x265-params "
-          "log-level=none:keyint=48:open-gop=0:pools=none:frame-threads=1",
+          "log-level=none:keyint=48:open-gop=0:pools=none:frame-threads=1:"
+          "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc",
      ".ts", true, "hvc1.2."},
     // Pictures of their own times.
     {FILM "-vf settb=1/90000,setpts=(N/24+(N-5*trunc(N/5))*0.005)/TB -fps_mode passthrough "

@@ -295,9 +295,6 @@ enum status codec_copy_add(const struct codec_input *in, int stream, struct medi
                                   .scale_from = MEDIA_FROM_SOURCE};
     set_rates(r, g, pics);
     memcpy(r->color, plan->source.tracks[stream].color, sizeof(r->color));
-    for (size_t i = 0; i < N_ELEMENTS(r->color); i++)
-        if (r->color[i] == 0)
-            r->color[i] = 2;
     struct buf record;
     buf_init(&record, MAX_RECORD);
     enum status s =
