@@ -249,9 +249,8 @@ static enum status ask(struct backends *bs, const char *node_id, struct err *err
     Origin__UsageRequest req;
     origin__usage_request__init(&req);
     // All calls for that origin go by the answer, so no single one's deadline may shape it.
-    struct rpc_opts opts = {.deadline_us = time_deadline_in_ms(POLL_DEADLINE_MS),
-                            .max_attempts = 1,
-                            .detached = true};
+    struct rpc_opts opts = {
+        .deadline_us = time_deadline_in_ms(POLL_DEADLINE_MS), .max_attempts = 1, .detached = true};
     AUTO(rpc_message_free_p) Origin__UsageReply *reply = NULL;
     enum status s = origin_object_usage(c, &opts, &req, &reply, err);
     backends_report(bs, node_id, s);

@@ -273,6 +273,25 @@ static enum status want_tx(struct db_conn *c, void *ud, struct err *err)
     return d->wake ? queue_notify(c, ORCH_TASK_CHANNEL, "", err) : s;
 }
 
+enum status demand_expected(struct orch *o, const struct item *it, const char *name,
+                            struct err *err)
+{
+    if (media_plan_find(it->plan->plan, name) >= 0)
+        return STATUS_OK;
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_query(o->db,
+                             "SELECT EXISTS (SELECT FROM orchestrator.task WHERE item = $1::uuid"
+                             "    AND state NOT IN ('done', 'dead', 'cancelled')"
+                             "    AND $2::text = ANY (string_to_array(renditions, ',')))"
+                             "  OR EXISTS (SELECT FROM orchestrator.output"
+                             "    WHERE item = $1::uuid AND rendition = $2::text)",
+                             DB_PARAMS(DB_TEXT(it->id), DB_TEXT(name)), &r, err);
+    if (s != STATUS_OK || db_bool(r, 0, 0))
+        return s;
+    return err_set(err, STATUS_NOT_FOUND,
+                   "item %s has no %.12s: it could not be made from the source", it->id, name);
+}
+
 enum status demand_want(struct orch *o, const struct item *it, const char *rendition,
                         int32_t segment, bool follow, struct err *err)
 {

@@ -193,6 +193,10 @@ struct queue_task {
     char renditions[ORCH_MAX_RENDITIONS_TEXT];
     int32_t first_segment, n_segments;
 };
+// Tasks beside the film: pictures, texts, checks. Without what they make the item is still whole,
+// so that one of them that dies does not end the job.
+bool queue_is_beside(const char *kind);
+#define QUEUE_BESIDE "kind NOT IN ('probe', 'move', 'chunk')"
 // Tasks of that kind are made from the plan.
 bool queue_is_planned(const char *kind);
 // Take the most urgent task; ret_found false when there is none, or the worker is in quarantine.
@@ -203,8 +207,7 @@ enum status queue_claim(struct db *db, const char *worker, const char *away, str
                         bool *ret_found, struct err *err) MUST_CHECK;
 // The same for a worker whose slots are all busy: only what somebody waits for just now.
 enum status queue_claim_wanted(struct db *db, const char *worker, const char *away,
-                               struct queue_task *ret, bool *ret_found,
-                               struct err *err) MUST_CHECK;
+                               struct queue_task *ret, bool *ret_found, struct err *err) MUST_CHECK;
 struct queue_progress {
     const char *task, *stage;
     int64_t fence;
@@ -261,6 +264,10 @@ enum status queue_notify(struct db_conn *c, const char *channel, const char *pay
 
 // ---- what somebody waits for (demand.c) ----
 struct item;
+// Whether a picture, text or the like of the item exists or will: one that could not be made is not
+// waited for. errors  NOT_FOUND: nothing will come of it
+enum status demand_expected(struct orch *o, const struct item *it, const char *name,
+                            struct err *err) MUST_CHECK;
 // See that this segment is made as soon as can be, and what a player needs after it next. follow:
 // nobody waits yet; what is missing from there on is made before all background work.
 // errors  FAILED_PRECONDITION: it cannot be made
@@ -335,10 +342,6 @@ enum status subtitles_source(struct orch *o, const char *item, const char *id,
 // In the transaction that publishes its task: ready, or failed because of `left_out`.
 enum status subtitles_made(struct db_conn *c, const struct queue_task *t, bool ready,
                            const char *left_out, struct err *err) MUST_CHECK;
-// A track of the source that was tried and could not be read is not waited for.
-// errors  NOT_FOUND: nothing will come of it
-enum status subtitles_expected(struct orch *o, const struct item *it, const char *rendition,
-                               struct err *err) MUST_CHECK;
 // Tell the store what is said in that text of the item, or that it is gone.
 enum status subtitles_tell(struct orch *o, const char *item, const char *id, const char *origin,
                            struct err *err) MUST_CHECK;

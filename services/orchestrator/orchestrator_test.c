@@ -910,7 +910,7 @@ static void test_pictures_are_published_as_far_as_there_are_any(void **state)
     assert_int_equal(found->segments[0]->object->size, 1000);
     req.rendition = tiles;
     rpc_message_free(TAKE(found));
-    must_fail(STATUS_DEADLINE_EXCEEDED,
+    must_fail(STATUS_NOT_FOUND,
               orchestrator_playback_locate(w.as_gateway, NULL, &req, &found, &err));
     do_all_chunks();
     wait_for("SELECT state = 'ready' FROM orchestrator.item WHERE id = $1::uuid", u.item);

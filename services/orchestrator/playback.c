@@ -196,8 +196,9 @@ static enum status open_(struct rpc_call *call, const Orchestrator__OpenRequest 
         if (!ret->file_url)
             return no_memory(err);
     }
-    return fill_addresses(a, &it, ret->media_token, d.offer, ret) && ret->plan.data ? STATUS_OK
-                                                                           : no_memory(err);
+    return fill_addresses(a, &it, ret->media_token, d.offer, ret) && ret->plan.data
+               ? STATUS_OK
+               : no_memory(err);
 }
 
 // ---------------------------------------------------------------- Decide
@@ -318,7 +319,7 @@ static enum status raise_it(struct locate_wait *w, struct err *err)
     if (s == STATUS_OK)
         s = backends_check(w->o->backends, w->route, err);
     if (s == STATUS_OK)
-        s = subtitles_expected(w->o, &it, w->rendition, err);
+        s = demand_expected(w->o, &it, w->rendition, err);
     int64_t now_us = time_mono_us();
     if (s != STATUS_OK || (w->raised_us && now_us - w->raised_us < ASK_AGAIN_US))
         return s;

@@ -505,14 +505,15 @@ static enum status become_done(struct db_conn *c, const struct publication *p,
                                const struct queue_task *t, struct err *err)
 {
     AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s = db_exec(c,
-                            "UPDATE orchestrator.job j SET state = 'done', finished = now() "
-                            "WHERE id = $1::uuid AND state = 'running' AND NOT EXISTS ("
-                            "  SELECT FROM orchestrator.task WHERE job = j.id AND NOT demand"
-                            "    AND state <> 'done') "
-                            "RETURNING (extract(epoch FROM now() - created) * 1000)::bigint,"
-                            "  (SELECT count(*) FROM orchestrator.output WHERE item = j.item)",
-                            DB_PARAMS(DB_TEXT(t->job)), &r, err);
+    enum status s =
+        db_exec(c,
+                "UPDATE orchestrator.job j SET state = 'done', finished = now() "
+                "WHERE id = $1::uuid AND state = 'running' AND NOT EXISTS ("
+                "  SELECT FROM orchestrator.task WHERE job = j.id AND NOT demand"
+                "    AND state <> 'done' AND NOT (state = 'dead' AND " QUEUE_BESIDE ")) "
+                "RETURNING (extract(epoch FROM now() - created) * 1000)::bigint,"
+                "  (SELECT count(*) FROM orchestrator.output WHERE item = j.item)",
+                DB_PARAMS(DB_TEXT(t->job)), &r, err);
     if (s != STATUS_OK || db_result_n_rows(r) == 0)
         return s;
     s = db_exec(c,

@@ -274,6 +274,11 @@ static enum status lock_task(struct db_conn *c, const char *task, struct db_resu
     return STATUS_OK;
 }
 
+bool queue_is_beside(const char *kind)
+{
+    return !str_eq(kind, "probe") && !str_eq(kind, "move") && !str_eq(kind, "chunk");
+}
+
 bool queue_is_planned(const char *kind)
 {
     return str_eq(kind, "chunk") || str_eq(kind, "images") || str_eq(kind, "texts");
@@ -427,8 +432,12 @@ static enum status die(struct db_conn *c, const struct queue_task *t, const char
     if (s != STATUS_OK)
         return s;
     // What was made for one who waits does not spoil the item: he alone is told.
-    return db_bool(r, 0, 0) ? queue_notify(c, ORCH_ITEM_CHANNEL, t->item, err)
-                            : queue_fail_job(c, t->job, reason, purge, err);
+    bool beside = queue_is_beside(t->kind);
+    if (!db_bool(r, 0, 0) && !beside)
+        return queue_fail_job(c, t->job, reason, purge, err);
+    if (beside)
+        s = publish_end(c, t, err); // it may have been the last
+    return s == STATUS_OK ? queue_notify(c, ORCH_ITEM_CHANNEL, t->item, err) : s;
 }
 
 struct failure {

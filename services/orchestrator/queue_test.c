@@ -446,6 +446,26 @@ static void test_rejected_input_fails_the_job_at_once_and_gives_its_bytes_up(voi
     assert_false(claim(f, "w1", &t));
 }
 
+static void test_pictures_that_cannot_be_made_do_not_spoil_the_film(void **state)
+{
+    struct fixture *f = *state;
+    add_task(f, 0, 100, 0, 1, NULL);
+    struct queue_task t;
+    bool retry = true;
+    sql(f,
+        "UPDATE orchestrator.task SET kind = 'images', renditions = 'poster'"
+        " WHERE job = $1::uuid",
+        f->job);
+    sql(f, "UPDATE orchestrator.job SET state = 'running' WHERE id = $1::uuid", f->job);
+    assert_true(claim(f, "w0", &t));
+    assert_int_equal(fail_task(f, "w0", &t, QUEUE_REJECTED, "no picture", &retry), STATUS_OK);
+    assert_false(retry);
+    assert_state(f, t.id, "dead");
+    assert_int_equal(ask(f, "SELECT count(*) FROM orchestrator.job WHERE state = 'done'", NULL), 1);
+    assert_int_equal(ask(f, "SELECT count(*) FROM orchestrator.item WHERE state = 'ready'", NULL),
+                     1);
+}
+
 static void test_second_crash_on_a_task_rejects_the_input(void **state)
 {
     struct fixture *f = *state;
@@ -542,6 +562,7 @@ int main(void)
         TEST(test_rejected_input_fails_the_job_at_once_and_gives_its_bytes_up),
         TEST(test_second_crash_on_a_task_rejects_the_input),
         TEST(test_fail_said_twice_counts_once),
+        TEST(test_pictures_that_cannot_be_made_do_not_spoil_the_film),
         TEST(test_leases_that_all_run_out_end_in_a_dead_task_with_a_reason),
         TEST(test_worker_that_keeps_failing_rests_and_others_go_on),
         TEST(test_claims_stop_and_recover_with_the_database),

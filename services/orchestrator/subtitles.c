@@ -102,25 +102,6 @@ enum status subtitles_source(struct orch *o, const char *item, const char *id,
     return STATUS_OK;
 }
 
-enum status subtitles_expected(struct orch *o, const struct item *it, const char *rendition,
-                               struct err *err)
-{
-    if (!it->plan || media_text_find(it->plan->plan, rendition) < 0)
-        return STATUS_OK;
-    AUTO(db_result_free_p) struct db_result *r = NULL;
-    enum status s =
-        db_query(o->db,
-                 "SELECT EXISTS (SELECT FROM orchestrator.task WHERE item = $1::uuid"
-                 "    AND kind = 'texts' AND NOT demand AND state = 'done')"
-                 "  AND NOT EXISTS (SELECT FROM orchestrator.output WHERE item = $1::uuid"
-                 "    AND rendition = $2::text)",
-                 DB_PARAMS(DB_TEXT(it->id), DB_TEXT(rendition)), &r, err);
-    if (s != STATUS_OK || !db_bool(r, 0, 0))
-        return s;
-    return err_set(err, STATUS_NOT_FOUND, "the text %.8s could not be read from the source",
-                   rendition);
-}
-
 // ---------------------------------------------------------------- what is said, for the store
 
 static enum status read_text(struct orch *o, const char *origin, const uint8_t *digest, size_t n,
