@@ -293,6 +293,11 @@ static void test_copies_hold_the_pictures_of_the_source(void **state)
             assert_true(p->renditions[r].copy && p->renditions[r].lazy && r > 0);
             if (copies[i].codecs && !str_starts_with(p->renditions[r].codecs, copies[i].codecs))
                 fail_msg("%s: codecs %s", copies[i].args, p->renditions[r].codecs);
+            // An HDR film's copy stays HDR, its ladder does not.
+            bool hdr = strstr(copies[i].args, "smpte2084") != NULL;
+            const uint8_t *told = p->renditions[r].color, *ladder = p->renditions[0].color;
+            assert_int_equal(told[1] == AVCOL_TRC_SMPTE2084 && told[0] == AVCOL_PRI_BT2020, hdr);
+            assert_true(!hdr || ladder[1] == AVCOL_TRC_BT709);
             check_cuts(p, r, copies[i].args);
             check_copy(&s, p, r, copies[i].args);
         }
