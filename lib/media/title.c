@@ -68,8 +68,15 @@ static uint64_t most(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-static void fit_rung(uint32_t rate, uint64_t source_pixels, int64_t source_bps,
-                     struct media_rendition *r)
+// A segment begins with the buffer (a second of the cap) half full: room for its keyframe and half
+// of another, or the whole segment suffers from a poor first picture.
+static uint64_t cap_for_key(const struct media_title *t, const struct media_rendition *r)
+{
+    return 3 * scale_by_pixels(8 * (uint64_t)t->key_bytes, pixels_of(r), t->pixels);
+}
+
+static void fit_rung(const struct media_title *t, uint32_t rate, uint64_t source_pixels,
+                     int64_t source_bps, struct media_rendition *r)
 {
     uint64_t cap = r->maxrate_bps;
     if (source_bps > 0 && source_pixels > 0)
@@ -77,7 +84,8 @@ static void fit_rung(uint32_t rate, uint64_t source_pixels, int64_t source_bps,
                              SOURCE_ROOM_PCT / 100);
     if (rate > 0) {
         r->crf = (uint8_t)(r->crf + crf_for_hard((uint64_t)rate * 100 / r->maxrate_bps));
-        cap = least(cap, most((uint64_t)rate * EASY_ROOM, r->maxrate_bps / 4));
+        uint64_t easy = most((uint64_t)rate * EASY_ROOM, r->maxrate_bps / 4);
+        cap = least(cap, most(easy, cap_for_key(t, r)));
     }
     cap = least(most(cap, LEAST_CAP), r->maxrate_bps);
     r->maxrate_bps = (uint32_t)cap;
@@ -92,7 +100,7 @@ size_t media_title_fit(const struct media_title *t, uint64_t source_pixels, int6
     for (uint32_t rate = UINT32_MAX; kept < n && (kept == 0 || rate == 0 || rate > LEAST_BPS);
          kept++) {
         rate = media_title_rate(t, &ladder[kept]);
-        fit_rung(rate, source_pixels, source_bps, &ladder[kept]);
+        fit_rung(t, rate, source_pixels, source_bps, &ladder[kept]);
     }
     return kept;
 }
