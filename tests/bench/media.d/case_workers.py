@@ -1,7 +1,5 @@
 """Benchmark 2: two workers on two cores beside one ffmpeg with its own threads; what everything around the codec costs."""
-import json
 import os
-import time
 
 from common import Missing, bench_media, ffmpeg_ladder, measured, median
 import case_start
@@ -60,11 +58,7 @@ def overhead_row(env, seconds):
         home = os.path.realpath(env.path("home"))
         before = cpu_of_platform(env, home)
         item = platform.film(source)
-        begin = time.monotonic()
-        while json.loads(platform.call("GET", "/api/v1/jobs/" + item, token=platform.token))["state"] != "done":
-            if time.monotonic() - begin > 600:
-                raise RuntimeError("the job is not done after ten minutes")
-            time.sleep(1)
+        platform.watch(item, lambda job: job["state"] == "done")
         after = cpu_of_platform(env, home)
     codec, others = after[0] - before[0], after[1] - before[1]
     return {"case": NAME, "system": "platform", "ratio": None, "metrics": {
