@@ -544,8 +544,10 @@ static int audio_score(const struct decider *k, const struct media_rendition *r,
     bool fits = !rule || !rule->max_channels || r->channels <= rule->max_channels;
     if (surround && !(k->profile->surround && takes && fits && rule))
         return -1;
-    return (takes ? 32 : 0) + (r->normalised == k->wishes->normalised ? 16 : 0) +
-           (surround ? 8 : 0) + (r->lazy ? 0 : 4);
+    // What the player cannot decode is of no use, whatever else speaks for it. Beside pictures
+    // lossless sound is a waste of the line.
+    return (takes ? 128 : 0) + (r->normalised == k->wishes->normalised ? 16 : 0) +
+           (surround ? 8 : 0) + (r->lazy ? 0 : 4) + (r->codec == MEDIA_CODEC_FLAC ? 0 : 2);
 }
 
 static int choose_audio(const struct decider *k)
@@ -566,8 +568,19 @@ static int choose_audio(const struct decider *k)
     return best;
 }
 
+bool media_picture_fits(const struct media_profile *profile, const struct media_rendition *r)
+{
+    const struct media_video_rule *rule = video_rule(profile, media_codec_name(r->codec));
+    if (!rule)
+        return true;
+    return (!rule->max_width || max_side(r->width, r->height) <= rule->max_width) &&
+           (!rule->max_height || min_side(r->width, r->height) <= rule->max_height) &&
+           (!rule->max_bitrate_bps || r->maxrate_bps <= rule->max_bitrate_bps) &&
+           (!rule->max_level || r->codec != MEDIA_CODEC_H264 || r->level <= rule->max_level);
+}
+
 // Among the renditions that say the same (H.264, or another codec when the player wants that), the
-// best that keeps to the limits; the lowest when none does.
+// best that the player takes and that keeps to the limits; the lowest when none does.
 static int choose_video(const struct decider *k, int audio)
 {
     const struct media_plan *p = k->plan;
@@ -590,7 +603,8 @@ static int choose_video(const struct decider *k, int audio)
         if (r->kind != MEDIA_VIDEO || r->copy || r->burn != burn || !wanted)
             continue;
         last = (int)i;
-        if ((!l->max_height || min_side(r->width, r->height) <= l->max_height) &&
+        if (media_picture_fits(k->profile, r) &&
+            (!l->max_height || min_side(r->width, r->height) <= l->max_height) &&
             (!limit || r->bandwidth_bps + sound <= limit))
             break; // they fall in size: the first that fits is the best
     }

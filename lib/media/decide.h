@@ -114,6 +114,8 @@ struct media_decision {
 void media_decide(const struct media_plan *p, const struct media_profile *profile,
                   const struct media_limits *limits, const struct media_wishes *wishes,
                   struct media_decision *ret);
+// Is a picture that was made within the size, rate and level that the player takes of its codec?
+bool media_picture_fits(const struct media_profile *profile, const struct media_rendition *r);
 bool media_decision_has(const struct media_decision *d, enum media_reason r);
 // What wishes are when nobody wishes anything.
 #define MEDIA_NO_WISHES                                                                            \

@@ -12,6 +12,8 @@
 #include <cmocka.h>
 
 #include "base/str.h"
+#include "media/offer.h"
+#include "media/plan_internal.h"
 
 // ---- sources ----
 
@@ -256,6 +258,10 @@ static struct media_track *add_audio(struct media_plan *p, const struct row *row
     if (!*suffix)
         add_rendition(p, "a128n", MEDIA_AUDIO, MEDIA_CODEC_AAC, at, 160000)->normalised = true;
     if (row->channels > 2) {
+        struct media_rendition *lossless =
+            add_rendition(p, "flac", MEDIA_AUDIO, MEDIA_CODEC_FLAC, at, 3900000);
+        lossless->lazy = true;
+        lossless->channels = 6;
         struct media_rendition *r =
             add_rendition(p, "a384", MEDIA_AUDIO, MEDIA_CODEC_AAC, at, 460000);
         r->lazy = true;
@@ -560,6 +566,97 @@ static void test_sound_alone_keeps_to_the_limit(void **state)
     media_plan_free(p);
 }
 
+// What is made for a player is within what it takes, and so is what its playlist lists.
+static void test_pictures_made_are_within_what_the_player_takes(void **state)
+{
+    (void)state;
+    static const struct row row = {"mp4", MP4, H264(40), HD, AAC, .copies = "va"};
+    static const struct {
+        struct media_video_rule rule;
+        const char *video, *offer;
+    } cases[] = {{{.codecs = "h264"}, "v1080", ""},
+                 {{.codecs = "h264", .max_height = 1080, .max_width = 1920}, "v1080", ""},
+                 {{.codecs = "h264", .max_height = 720}, "v720", "p720"},
+                 {{.codecs = "h264", .max_width = 854}, "v480", "p480"},
+                 {{.codecs = "h264", .max_level = 31}, "v720", "p720"},
+                 {{.codecs = "h264", .max_bitrate_bps = 2000000}, "v480", "p480"},
+                 {{.codecs = "h264", .max_height = 100}, "v240", "p240"}};
+    struct media_plan *p = plan_of(&row);
+    for (size_t i = 0; i < p->n_renditions; i++) {
+        struct media_rendition *r = &p->renditions[i];
+        r->maxrate_bps = r->bandwidth_bps;
+        r->level = r->kind == MEDIA_VIDEO ? media_h264_level(r) : 0;
+    }
+    for (size_t i = 0; i < N_ELEMENTS(cases); i++) {
+        struct media_profile profile = *media_profile_find("generic");
+        struct media_wishes w = MEDIA_NO_WISHES;
+        struct media_decision d;
+        struct media_offer o;
+        char name[MEDIA_OFFER_SIZE];
+        profile.video = &cases[i].rule;
+        profile.n_video = 1;
+        w.no_direct = true;
+        media_decide(p, &profile, &(struct media_limits){0}, &w, &d);
+        media_offer_for(p, &profile, &(struct media_limits){0}, &d, &o);
+        media_offer_name(&o, name);
+        if (!str_eq(p->renditions[d.video_rendition].id, cases[i].video) ||
+            !str_eq(name, cases[i].offer))
+            fail_msg("case %zu: %s of \"%s\"", i, p->renditions[d.video_rendition].id, name);
+    }
+    media_plan_free(p);
+}
+
+// A copy of the picture is no reason to list the sound's, nor the other way round.
+static void test_offers_list_the_copies_that_were_decided(void **state)
+{
+    (void)state;
+    static const struct row dts = {"dts",          MKV,           H264(40),      HD,
+                                   .audio = "dts", .channels = 2, .rate = 48000, .copies = "va"};
+    static const struct row refs = {"refs",      MKV,           .video = "h264", .profile = "High",
+                                    .level = 60, .depth = 8,    .refs = 4,       HD,
+                                    AAC,         .copies = "va"};
+    static const struct {
+        const struct row *row;
+        bool prefer_original;
+        const char *offer;
+    } cases[] = {{&dts, false, "copy"}, {&refs, true, "acopy"}, {&refs, false, ""}};
+    for (size_t i = 0; i < N_ELEMENTS(cases); i++) {
+        const struct media_profile *chrome = media_profile_find("chrome");
+        struct media_plan *p = plan_of(cases[i].row);
+        struct media_wishes w = MEDIA_NO_WISHES;
+        struct media_decision d;
+        struct media_offer o;
+        char name[MEDIA_OFFER_SIZE];
+        w.prefer_original = cases[i].prefer_original;
+        media_decide(p, chrome, &(struct media_limits){0}, &w, &d);
+        media_offer_for(p, chrome, &(struct media_limits){0}, &d, &o);
+        media_offer_name(&o, name);
+        assert_string_equal(name, cases[i].offer);
+        for (size_t k = 0; k < p->n_renditions; k++)
+            if (p->renditions[k].copy)
+                assert_int_equal(media_offer_has(p, &o, k),
+                                 (int)k == d.video_rendition || (int)k == d.audio_rendition);
+        media_plan_free(p);
+    }
+}
+
+// A limit below all that there is does not make the player decode what it cannot.
+static void test_sound_is_of_a_codec_that_the_player_takes(void **state)
+{
+    (void)state;
+    static const struct row row = {"m4a",         MP4,           .audio = "aac",
+                                   .channels = 2, .rate = 44100, .copies = ""};
+    struct media_plan *p = plan_of(&row);
+    struct media_profile profile = *media_profile_find("chrome");
+    struct media_decision d;
+    p->renditions[media_plan_find(p, "a64")].bandwidth_bps = 170000; // less Opus than AAC
+    profile.package_audio = "aac";
+    media_decide(p, &profile, &(struct media_limits){.max_bitrate_bps = 155000}, &MEDIA_NO_WISHES,
+                 &d);
+    assert_int_equal(p->renditions[d.audio_rendition].codec, MEDIA_CODEC_AAC);
+    media_plan_free(p);
+}
+
 // ---- names and profiles ----
 
 static void test_reasons_have_names_of_their_own(void **state)
@@ -637,6 +734,9 @@ int main(void)
         cmocka_unit_test(test_wishes_and_limits_as_reasoned),
         cmocka_unit_test(test_surround_goes_to_those_who_have_it),
         cmocka_unit_test(test_sound_alone_keeps_to_the_limit),
+        cmocka_unit_test(test_sound_is_of_a_codec_that_the_player_takes),
+        cmocka_unit_test(test_pictures_made_are_within_what_the_player_takes),
+        cmocka_unit_test(test_offers_list_the_copies_that_were_decided),
         cmocka_unit_test(test_reasons_have_names_of_their_own),
         cmocka_unit_test(test_built_in_profiles_are_sound),
         cmocka_unit_test(test_profiles_from_outside_are_checked_with_a_path),

@@ -697,14 +697,15 @@ static void test_offers_have_one_name_each(void **state)
     (void)state;
     static const char *const good[] = {"",
                                        "hevc",
-                                       ("h264-aac-opus-hevc-av1-vp9-flac-copy-surround-even-rates-"
-                                        "p16384-k4294967295-t64-s64"),
+                                       ("h264-aac-opus-hevc-av1-vp9-flac-copy-acopy-surround-even-"
+                                        "rates-p16384-k4294967295-t64-s64"),
                                        "copy",
+                                       "acopy",
                                        "p720-k3000",
                                        "t2-s3"};
     static const char *const bad[] = {
-        "-",    "copy-",  "-copy",       "copy--even", "even-copy", "copy-copy", "p0",
-        "p",    "p16385", "p-1",         "p720x",      "k04",       "t65",       "s65",
+        "-",    "copy-",  "-copy",       "copy--even", "even-copy", "acopy-copy", "p0",
+        "p",    "p16385", "p-1",         "p720x",      "k04",       "t65",        "s65",
         "none", "mp3",    "k4294967296", "h265",       "p720-p480", "../x"};
     for (size_t i = 0; i < N_ELEMENTS(good); i++) {
         struct media_offer o;

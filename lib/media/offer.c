@@ -18,6 +18,7 @@ static const struct {
     size_t offset; // of a bool
 } flags[] = {
     {"copy", offsetof(struct media_offer, copies)},
+    {"acopy", offsetof(struct media_offer, sound_copies)},
     {"surround", offsetof(struct media_offer, surround)},
     {"even", offsetof(struct media_offer, normalised)},
     {"rates", offsetof(struct media_offer, rates)},
@@ -113,37 +114,6 @@ enum status media_offer_parse(const char *name, struct media_offer *ret, struct 
     return STATUS_OK;
 }
 
-// ---------------------------------------------------------------- what was decided
-
-static uint32_t codec_bit(const struct media_plan *p, int rendition)
-{
-    return rendition < 0 || p->renditions[rendition].copy ? 0 : BIT(p->renditions[rendition].codec);
-}
-
-void media_offer_for(const struct media_plan *p, const struct media_profile *profile,
-                     const struct media_limits *limits, const struct media_decision *d,
-                     struct media_offer *ret)
-{
-    const struct media_track *usual = media_plan_track(p, MEDIA_TRACK_AUDIO);
-    int video = d->video_rendition, audio = d->audio_rendition;
-    *ret = (struct media_offer){.max_height = limits->max_height};
-    ret->codecs = codec_bit(p, video) | codec_bit(p, audio);
-    // What everybody can play needs no name.
-    ret->codecs &= ~(BIT(MEDIA_CODEC_H264) | BIT(MEDIA_CODEC_AAC));
-    int64_t limit = limits->max_bitrate_bps, network = limits->network_bps / 5 * 4;
-    if (!limit || (network && network < limit))
-        limit = network;
-    ret->max_kbps = (uint32_t)(limit / 1000 < UINT32_MAX ? limit / 1000 : 0);
-    ret->copies =
-        (video >= 0 && p->renditions[video].copy) || (audio >= 0 && p->renditions[audio].copy);
-    ret->surround = profile->surround && audio >= 0 && p->renditions[audio].channels > 2;
-    ret->normalised = audio >= 0 && p->renditions[audio].normalised;
-    if (d->subtitle == MEDIA_SUBTITLE_BURNT)
-        ret->burn = (uint8_t)(d->subtitle_track + 1);
-    if (d->audio_track != MEDIA_NO_TRACK && &p->source.tracks[d->audio_track] != usual)
-        ret->default_track = (uint8_t)(d->audio_track + 1);
-}
-
 // ---------------------------------------------------------------- the list
 
 void media_rendition_family(const struct media_rendition *r, char *dst)
@@ -237,13 +207,13 @@ static bool has_audio(const struct media_plan *p, const struct media_offer *o,
     bool alone = p->video.n_segments == 0;
     uint32_t codecs = o->codecs & AUDIO_CODECS;
     if (r->copy)
-        return o->copies;
+        return o->sound_copies;
     if (r->normalised != (o->normalised && any_rendition(p, is_normalised, o)))
+        return false;
+    if (codecs ? !(codecs & BIT(r->codec)) : !alone && r->codec != MEDIA_CODEC_AAC)
         return false;
     if (r->channels > 2)
         return o->surround;
-    if (codecs ? !(codecs & BIT(r->codec)) : !alone && r->codec != MEDIA_CODEC_AAC)
-        return false;
     // Rates that are made on request, as their default track's tells, are listed on request.
     media_rendition_family(r, family);
     int leader = media_plan_find(p, family);
@@ -255,4 +225,52 @@ bool media_offer_has(const struct media_plan *p, const struct media_offer *o, si
 {
     const struct media_rendition *r = &p->renditions[rendition];
     return r->kind == MEDIA_VIDEO ? has_video(p, o, rendition) : has_audio(p, o, r);
+}
+
+// ---------------------------------------------------------------- what was decided
+
+static uint32_t codec_bit(const struct media_plan *p, int rendition)
+{
+    return rendition < 0 || p->renditions[rendition].copy ? 0 : BIT(p->renditions[rendition].codec);
+}
+
+// Pictures that the player does not take, of those that are made?
+static bool has_too_much(const struct media_plan *p, const struct media_profile *profile,
+                         const struct media_offer *o)
+{
+    for (size_t i = 0; i < p->n_renditions; i++) {
+        const struct media_rendition *r = &p->renditions[i];
+        if (r->kind == MEDIA_VIDEO && !r->copy && has_video(p, o, i) &&
+            !media_picture_fits(profile, r))
+            return true;
+    }
+    return false;
+}
+
+void media_offer_for(const struct media_plan *p, const struct media_profile *profile,
+                     const struct media_limits *limits, const struct media_decision *d,
+                     struct media_offer *ret)
+{
+    const struct media_track *usual = media_plan_track(p, MEDIA_TRACK_AUDIO);
+    int video = d->video_rendition, audio = d->audio_rendition;
+    *ret = (struct media_offer){.max_height = limits->max_height};
+    ret->codecs = codec_bit(p, video) | codec_bit(p, audio);
+    // What everybody can play needs no name.
+    ret->codecs &= ~(BIT(MEDIA_CODEC_H264) | BIT(MEDIA_CODEC_AAC));
+    int64_t limit = limits->max_bitrate_bps, network = limits->network_bps / 5 * 4;
+    if (!limit || (network && network < limit))
+        limit = network;
+    if (limit > 0 && limit < 1000)
+        limit = 1000; // 0 would be none
+    ret->max_kbps = (uint32_t)(limit / 1000 < UINT32_MAX ? limit / 1000 : 0);
+    ret->copies = video >= 0 && p->renditions[video].copy;
+    ret->sound_copies = audio >= 0 && p->renditions[audio].copy;
+    ret->surround = profile->surround && audio >= 0 && p->renditions[audio].channels > 2;
+    ret->normalised = audio >= 0 && p->renditions[audio].normalised;
+    if (d->subtitle == MEDIA_SUBTITLE_BURNT)
+        ret->burn = (uint8_t)(d->subtitle_track + 1);
+    if (d->audio_track != MEDIA_NO_TRACK && &p->source.tracks[d->audio_track] != usual)
+        ret->default_track = (uint8_t)(d->audio_track + 1);
+    if (video >= 0 && !p->renditions[video].copy && has_too_much(p, profile, ret))
+        ret->max_height = min_side(&p->renditions[video]);
 }

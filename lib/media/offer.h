@@ -17,7 +17,8 @@ struct media_offer {
     uint32_t max_kbps;     // picture and sound; 0: no limit
     uint8_t default_track; // 1 + index of the source's sound track that plays first; 0: its own
     uint8_t burn;          // 1 + index of the subtitle track in the picture; 0: none
-    bool copies;           // the source's packets, packed anew
+    bool copies;           // the picture's packets as the source has them, packed anew
+    bool sound_copies;     // the sound's
     bool surround;         // more than two channels
     bool normalised;       // even loudness instead of the source's
     bool rates;            // sound at every rate, and without pictures too
