@@ -232,8 +232,8 @@ static enum status take_back_tx(struct db_conn *c, void *ud, struct err *err)
 {
     const struct release *r = ud;
     static const char sql[] =
-        "UPDATE orchestrator.task SET state = 'available', attempts = attempts - 1, worker = '',"
-        "  lease_until = NULL, stage = '', progress = 0 "
+        "UPDATE orchestrator.task SET state = 'available', fence = fence + 1,"
+        "  attempts = attempts - 1, worker = '', lease_until = NULL, stage = '', progress = 0 "
         "WHERE worker = $1::text AND state = 'leased'";
     AUTO(db_result_free_p) struct db_result *res = NULL;
     enum status s = db_exec(c, sql, DB_PARAMS(DB_TEXT(r->worker)), &res, err);

@@ -344,6 +344,47 @@ static void test_refuted_result_is_made_again_by_others(void **state)
         holds(f, "SELECT state = 'running' FROM orchestrator.job WHERE id = $1::uuid", f->a));
 }
 
+static enum status hold_tx(struct db_conn *c, void *ud, struct err *err)
+{
+    const struct finish *f = ud;
+    struct queue_hold h = {.duplicate = false};
+    return queue_hold(c, f->worker, f->t->id, f->t->fence, &h, err);
+}
+
+static void expect_refused(struct fixture *f, const char *worker, const struct queue_task *t)
+{
+    struct err err = ERR_INIT;
+    struct finish late = {.worker = worker, .t = t};
+    assert_int_equal(db_tx(f->db, DB_READ_COMMITTED, hold_tx, &late, &err), STATUS_ABORTED);
+}
+
+static void test_who_is_refuted_cannot_say_it_again(void **state)
+{
+    struct fixture *f = *state;
+    struct queue_task made, check, held;
+    made_and_ordered(f, &made, "w0");
+    assert_true(claim(f, "w0", &held)); // job b's
+    assert_true(claim(f, "w1", &check));
+    say(f, &check, TRANSCODE__FAIL_CLASS__MISMATCH, true);
+    expect_refused(f, "w0", &made);
+    expect_refused(f, "w0", &held);
+}
+
+static void test_of_what_several_published_nobody_is_blamed(void **state)
+{
+    struct fixture *f = *state;
+    struct queue_task made, check, t;
+    made_and_ordered(f, &made, "w0");
+    sql(f, "UPDATE orchestrator.output SET worker = 'w2'", NULL); // for a viewer, meanwhile
+    assert_true(claim(f, "w1", &check));
+    say(f, &check, TRANSCODE__FAIL_CLASS__MISMATCH, true);
+    assert_true(holds(f, "SELECT NOT EXISTS (SELECT FROM orchestrator.output)", NULL));
+    assert_true(
+        holds(f, "SELECT bool_and(quarantined_until < now()) FROM orchestrator.worker", NULL));
+    assert_true(claim(f, "w1", &t));
+    assert_string_equal(t.id, made.id);
+}
+
 static void test_film_that_nobody_makes_rightly_blames_nobody(void **state)
 {
     struct fixture *f = *state;
@@ -400,6 +441,8 @@ int main(void)
         TEST(test_worker_that_starts_again_gives_its_leases_to_others),
         TEST(test_check_is_for_another_worker_while_one_serves),
         TEST(test_refuted_result_is_made_again_by_others),
+        TEST(test_who_is_refuted_cannot_say_it_again),
+        TEST(test_of_what_several_published_nobody_is_blamed),
         TEST(test_film_that_nobody_makes_rightly_blames_nobody),
         TEST(test_check_without_verdict_ends_after_some_attempts),
     };

@@ -3,6 +3,10 @@
 // unpublished and made again elsewhere; whoever made it rests until an administrator says
 // otherwise.
 //
+// Whoever made it means all of it: of what several published (a viewer's wish is made by another)
+// it cannot be told who was wrong, so that nobody rests. The task's token goes up: what its maker
+// still has to say of it, or says again, does not count.
+//
 // A check can be wrong itself, and be made so by whoever uploads. So what another has made again is
 // always checked as well, and when that is refuted too, it is the film that the check cannot judge:
 // whoever rests because of it works again, and the job's results are left alone from then on.
@@ -107,6 +111,7 @@ struct refutation {
     int64_t fence;
     bool inconclusive; // no verdict: tried again a few times, then left at that
     char maker[CHAN_NODE_ID_SIZE], item[UUID_SIZE]; // who is refuted; empty: nobody
+    bool alone;                                     // the maker published all of it
     bool twice;                                     // nobody is: the film cannot be judged
 };
 
@@ -121,6 +126,22 @@ static enum status find_checked(struct db_conn *c, const char *task, struct db_r
                    DB_PARAMS(DB_TEXT(task)), ret, err);
 }
 
+static enum status ask_alone(struct db_conn *c, struct refutation *f, const char *checked,
+                             struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_exec(
+        c,
+        "SELECT NOT EXISTS (SELECT FROM orchestrator.output o JOIN orchestrator.task t"
+        "    ON o.item = t.item AND o.rendition = ANY (string_to_array(t.renditions, ','))"
+        "    AND o.segment >= t.first_segment AND o.segment < t.first_segment + t.n_segments"
+        "  WHERE t.id = $1::uuid AND o.worker <> $2::text)",
+        DB_PARAMS(DB_TEXT(checked), DB_TEXT(f->maker)), &r, err);
+    if (s == STATUS_OK)
+        f->alone = db_bool(r, 0, 0);
+    return s;
+}
+
 static enum status unpublish(struct db_conn *c, const struct refutation *f,
                              const struct queue_task *v, const char *checked, struct err *err)
 {
@@ -130,8 +151,9 @@ static enum status unpublish(struct db_conn *c, const struct refutation *f,
          "  AND o.item = t.item AND o.rendition = ANY (string_to_array(t.renditions, ','))"
          "  AND o.segment >= t.first_segment AND o.segment < t.first_segment + t.n_segments"
          "  AND $2::text <> '' AND $3::text <> ''"),
-        ("UPDATE orchestrator.task SET state = 'available', attempts = 0, avoid = $2::text,"
-         "  worker = '', error = $3::text, finished = NULL, progress = 0 WHERE id = $1::uuid"),
+        ("UPDATE orchestrator.task SET state = 'available', fence = fence + 1, attempts = 0,"
+         "  avoid = $2::text, worker = '', error = $3::text, finished = NULL, progress = 0 "
+         "WHERE id = $1::uuid"),
         ("UPDATE orchestrator.job SET state = 'running', finished = NULL WHERE id ="
          "  (SELECT job FROM orchestrator.task WHERE id = $1::uuid) AND state = 'done'"
          "  AND $2::text <> '' AND $3::text <> ''"),
@@ -211,8 +233,10 @@ static enum status refute(struct db_conn *c, struct refutation *f, const struct 
     if (s != STATUS_OK || f->twice)
         return s == STATUS_OK ? acquit(c, v, err) : s;
     str_copy(f->maker, sizeof f->maker, db_text(r, 0, 1));
-    s = unpublish(c, f, v, db_text(r, 0, 0), err);
-    return s == STATUS_OK ? quarantine(c, f, err) : s;
+    s = ask_alone(c, f, db_text(r, 0, 0), err);
+    if (s == STATUS_OK)
+        s = unpublish(c, f, v, db_text(r, 0, 0), err);
+    return s == STATUS_OK && f->alone ? quarantine(c, f, err) : s;
 }
 
 // The check ends here, with what it said.
@@ -294,8 +318,8 @@ enum status verify_failed(struct orch *o, const char *worker, const Transcode__F
         log_warn(o->log, "check_cannot_judge", F_STR("item", f.item), F_STR("why", message));
     if (s != STATUS_OK || !*f.maker)
         return s;
-    log_warn(o->log, "result_refuted", F_STR("worker", f.maker), F_STR("by", worker),
-             F_STR("item", f.item), F_STR("why", message));
+    log_warn(o->log, "result_refuted", F_STR("worker", f.maker), F_BOOL("rests", f.alone),
+             F_STR("by", worker), F_STR("item", f.item), F_STR("why", message));
     items_unpublished(o->items, f.item);
-    return queue_take_back(o->db, f.maker, err);
+    return f.alone ? queue_take_back(o->db, f.maker, err) : STATUS_OK;
 }
