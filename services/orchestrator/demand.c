@@ -20,8 +20,11 @@
 // How far ahead of the wanted segment its task reaches.
 #define AHEAD_VIDEO_US (INT64_C(16) * 1000000)
 #define AHEAD_AUDIO_US (INT64_C(64) * 1000000)
-#define MAX_AHEAD 64     // segments
-#define MAX_NEAR 128     // tasks about one place
+#define MAX_AHEAD 64 // segments
+#define MAX_NEAR 128 // tasks about one place
+// Wishes of one item that nobody has begun. What comes after so many is not made while anybody
+// waits for it, and whoever asks for a film's every place at once keeps no worker from other films.
+#define MAX_WAITING 64
 #define POSITION 1000000 // after the job's own tasks in lists
 // A lease that was renewed lately: its worker lives, or died less than that ago.
 #define LIVE "lease_until > now() + interval '7 seconds'"
@@ -189,6 +192,22 @@ static enum status check_dead(struct db_conn *c, const struct place *p, struct e
                    p->target, p->want->rendition, db_text(r, 0, 0));
 }
 
+static enum status check_room(struct db_conn *c, const struct place *p, struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s =
+        db_exec(c,
+                "SELECT count(*) FROM orchestrator.task WHERE item = $1::uuid AND demand"
+                "  AND kind = 'chunk' AND state IN ('blocked', 'available', 'retry_wait')",
+                DB_PARAMS(DB_TEXT(p->want->item)), &r, err);
+    if (s != STATUS_OK || db_i64(r, 0, 0) < MAX_WAITING)
+        return s;
+    return err_set(err, STATUS_RESOURCE_EXHAUSTED,
+                   "segment %d of %s is not made yet, and %d others of the item wait for a worker: "
+                   "try again in some seconds",
+                   p->target, p->want->rendition, MAX_WAITING);
+}
+
 // From the target to what is made, or somebody else's, already.
 static int32_t task_end(const struct place *p)
 {
@@ -266,6 +285,8 @@ static enum status want_tx(struct db_conn *c, void *ud, struct err *err)
             s = use_near(c, p, &p->near[i], &covered, err);
     if (s == STATUS_OK && !covered) {
         s = check_dead(c, p, err);
+        if (s == STATUS_OK)
+            s = check_room(c, p, err);
         if (s == STATUS_OK)
             s = add_task(c, p, db_text(job, 0, 0), err);
     }

@@ -468,6 +468,20 @@ static void test_wish_that_cannot_be_fulfilled_spoils_nothing_else(void **state)
     want(f, "v480-hevc", 7); // may be tried again
 }
 
+static void test_wishes_of_one_item_are_limited_by_those_that_nobody_has_begun(void **state)
+{
+    struct fixture *f = *state;
+    struct queue_task t;
+    int n = 0;
+    while (n < 1000 && want_status(f, "v480-hevc", n * AHEAD, false) == STATUS_OK)
+        n++;
+    assert_in_range(n, 16, 256);
+    assert_int_equal(want_status(f, "v480-av1", 0, false), STATUS_RESOURCE_EXHAUSTED);
+    want(f, "v480-hevc", 0); // who waits already goes on waiting
+    assert_true(claim(f, "w0", &t));
+    want(f, "v480-av1", 0);
+}
+
 static void test_nothing_is_made_for_an_item_whose_job_has_failed(void **state)
 {
     struct fixture *f = *state;
@@ -508,6 +522,7 @@ int main(void)
         TEST(test_worker_that_was_not_heard_of_is_not_waited_for),
         TEST(test_wish_that_is_not_repeated_ends),
         TEST(test_wish_that_cannot_be_fulfilled_spoils_nothing_else),
+        TEST(test_wishes_of_one_item_are_limited_by_those_that_nobody_has_begun),
         TEST(test_nothing_is_made_for_an_item_whose_job_has_failed),
         TEST(test_wish_waits_for_a_source_that_is_moved),
     };

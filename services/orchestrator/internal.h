@@ -270,7 +270,8 @@ enum status demand_expected(struct orch *o, const struct item *it, const char *n
                             struct err *err) MUST_CHECK;
 // See that this segment is made as soon as can be, and what a player needs after it next. follow:
 // nobody waits yet; what is missing from there on is made before all background work.
-// errors  FAILED_PRECONDITION: it cannot be made
+// errors  FAILED_PRECONDITION: it cannot be made; RESOURCE_EXHAUSTED: too much of the item is
+// wanted
 enum status demand_want(struct orch *o, const struct item *it, const char *rendition,
                         int32_t segment, bool follow, struct err *err) MUST_CHECK;
 struct demand {

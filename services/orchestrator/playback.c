@@ -324,7 +324,9 @@ static enum status raise_it(struct locate_wait *w, struct err *err)
     if (s != STATUS_OK || (w->raised_us && now_us - w->raised_us < ASK_AGAIN_US))
         return s;
     w->raised_us = now_us;
-    return demand_want(w->o, &it, w->rendition, w->first, false, err);
+    s = demand_want(w->o, &it, w->rendition, w->first, false, err);
+    // Too many others of the item wait as well: asked for again when one of them is made.
+    return s == STATUS_RESOURCE_EXHAUSTED ? STATUS_OK : s;
 }
 
 // Who was given segments comes for the next ones: what is missing there is made before all that
