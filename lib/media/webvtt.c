@@ -9,6 +9,8 @@
 
 #define MAX_OPEN_TAGS 16
 #define MAX_ANNOTATION 64
+#define MAX_TAG                                                                                    \
+    1024 // what is longer is text: many that never end would each be searched to the end
 
 // ---------------------------------------------------------------- text
 
@@ -205,7 +207,7 @@ static void close_tag(struct cleaner *c, const char *name)
 // "<...>" at p: written when it is one of ours, left out otherwise. 0: not a tag.
 static size_t put_tag(struct cleaner *c, const char *p, size_t left)
 {
-    const char *end = memchr(p, '>', left);
+    const char *end = memchr(p, '>', left < MAX_TAG ? left : MAX_TAG);
     if (!end)
         return 0;
     bool closing = p[1] == '/';

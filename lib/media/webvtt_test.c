@@ -82,6 +82,45 @@ static const struct {
     {"", "", ""},
 };
 
+#define LONG_TAG 1100 // longer than any that is looked for
+
+static void test_tag_that_does_not_end_soon_is_text(void **state)
+{
+    (void)state;
+    struct buf in, b, again;
+    buf_init(&in, 4096);
+    buf_init(&b, 4096);
+    buf_init(&again, 4096);
+    buf_puts(&in, "<b ");
+    for (int i = 0; i < LONG_TAG; i++)
+        buf_putc(&in, 'x');
+    buf_puts(&in, ">y");
+    media_webvtt_clean(buf_str(&in), in.len, &b);
+    assert_memory_equal(b.data, "&lt;b x", 7);
+    assert_string_equal(buf_str(&b) + b.len - 6, "x&gt;y");
+    media_webvtt_clean(buf_str(&b), b.len, &again);
+    assert_string_equal(buf_str(&again), buf_str(&b));
+    buf_done(&in);
+    buf_done(&b);
+    buf_done(&again);
+}
+
+// Millions of tags that never end cost what as much text does, not its square.
+static void test_tags_that_never_end_cost_little(void **state)
+{
+    (void)state;
+    struct media_webvtt w;
+    struct buf b;
+    buf_init(&b, MEDIA_MAX_TEXT_BYTES);
+    buf_puts(&b, "WEBVTT\n\n00:00:01.000 --> 00:00:02.000\n");
+    while (b.len < MEDIA_MAX_TEXT_BYTES - 1)
+        buf_putc(&b, '<');
+    buf_puts(&b, "\n");
+    assert_false(b.failed);
+    assert_int_equal(media_webvtt_parse(b.data, b.len, &w, NULL), STATUS_INVALID_ARGUMENT);
+    buf_done(&b);
+}
+
 static void test_ass_keeps_style_and_place_and_drops_the_rest(void **state)
 {
     (void)state;
@@ -323,6 +362,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cleaning_leaves_plain_text_and_known_tags),
+        cmocka_unit_test(test_tag_that_does_not_end_soon_is_text),
+        cmocka_unit_test(test_tags_that_never_end_cost_little),
         cmocka_unit_test(test_ass_keeps_style_and_place_and_drops_the_rest),
         cmocka_unit_test(test_plain_form_is_read_and_written_back),
         cmocka_unit_test(test_what_is_not_plain_is_refused),
