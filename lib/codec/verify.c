@@ -198,6 +198,12 @@ static void on_source_frame(struct verify *v, struct check *checks, size_t n, co
     }
 }
 
+// A source that cannot be read now says nothing about what was made of it.
+static enum status of_source(enum status s)
+{
+    return s == STATUS_INVALID_ARGUMENT ? STATUS_FAILED_PRECONDITION : s;
+}
+
 static enum status compare(struct verify *v, struct check *checks, size_t n,
                            const struct media_segment *seg, int64_t around, struct err *err)
 {
@@ -205,7 +211,7 @@ static enum status compare(struct verify *v, struct check *checks, size_t n,
     int64_t enter = how == MEDIA_SEEK_NONE ? MEDIA_TIME_UNKNOWN : seg->seek_ticks;
     enum status s = codec_input_seek(v->in, v->stream, how, enter, seg->seek_offset, err);
     if (s != STATUS_OK)
-        return s;
+        return of_source(s);
     avcodec_flush_buffers(v->dec);
     AUTO(codec_packet_free_p) AVPacket *pkt = av_packet_alloc();
     AUTO(codec_frame_free_p) AVFrame *f = av_frame_alloc();
@@ -214,7 +220,7 @@ static enum status compare(struct verify *v, struct check *checks, size_t n,
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "verify: out of memory");
     const AVCodecParameters *par = v->in->fmt->streams[v->stream]->codecpar;
     for (bool end = false, past = false; !end && !past;) {
-        int r = av_read_frame(v->in->fmt, pkt);
+        int r = codec_input_read(v->in, pkt);
         end = r < 0;
         if (v->in->failed || r == AVERROR(ENOMEM))
             return codec_error(v->in, r, "verify", err);
@@ -255,7 +261,7 @@ static enum status judge(const struct verify *v, const struct check *c, struct e
 
 // ---------------------------------------------------------------- the task
 
-// The source's decoder. A source that cannot be read now says nothing about what was made of it.
+// The source's decoder.
 static enum status open_source(struct verify *v, struct err *err)
 {
     const struct media_track *track = media_plan_track(v->plan, MEDIA_TRACK_VIDEO);
@@ -265,11 +271,12 @@ static enum status open_source(struct verify *v, struct err *err)
     if (s == STATUS_OK && track->index >= v->in->fmt->nb_streams)
         return err_set(err, STATUS_FAILED_PRECONDITION, "the plan is not this source's");
     if (s != STATUS_OK)
-        return s == STATUS_INVALID_ARGUMENT ? STATUS_FAILED_PRECONDITION : s;
+        return of_source(s);
+    codec_input_use_plan(v->in, v->plan);
     v->stream = track->index;
     for (unsigned i = 0; i < v->in->fmt->nb_streams; i++)
         v->in->fmt->streams[i]->discard = (int)i == v->stream ? AVDISCARD_DEFAULT : AVDISCARD_ALL;
-    s = codec_decoder_open(v->in, v->stream, v->task->threads, &v->dec, err);
+    s = of_source(codec_decoder_open(v->in, v->stream, v->task->threads, &v->dec, err));
     v->small = s == STATUS_OK ? codec_scaler_new(THUMB_W, THUMB_H, track->rotation) : NULL;
     return s != STATUS_OK || v->small ? s
                                       : err_set(err, STATUS_RESOURCE_EXHAUSTED, "verify: memory");
