@@ -196,9 +196,7 @@ static enum status take_packet(struct codec_burner *b, const struct reading *r, 
     us -= r->zero_us;
     if (!b->whole && (us >= r->to_us || us < r->from_us))
         return STATUS_OK;
-    int64_t duration =
-        pkt->duration > 0 ? av_rescale_q(pkt->duration, st->time_base, AV_TIME_BASE_Q) : 0;
-    return keep_event(b, pkt, us, duration, err);
+    return keep_event(b, pkt, us, codec_packet_duration_us(pkt, st->time_base), err);
 }
 
 static enum status read_events(struct codec_burner *b, const struct reading *r, struct err *err)
@@ -208,7 +206,7 @@ static enum status read_events(struct codec_burner *b, const struct reading *r, 
     int n = 0;
     if (!pkt)
         return no_memory(err);
-    while (!end && (n = av_read_frame(r->in->fmt, pkt)) >= 0) {
+    while (!end && (n = codec_input_read(r->in, pkt)) >= 0) {
         enum status s = take_packet(b, r, pkt, &end, err);
         av_packet_unref(pkt);
         if (s != STATUS_OK)
@@ -488,8 +486,9 @@ static enum status take_rects(struct codec_burner *b, const AVSubtitle *sub, str
     clear_rects(b);
     if (w <= 0 || h <= 0 || w > 8192 || h > 8192) { // not said: that of the film
         const struct media_track *t = media_plan_track(b->plan, MEDIA_TRACK_VIDEO);
-        w = t ? (int)t->width : b->width;
-        h = t ? (int)t->height : b->height;
+        bool known = t && t->width && t->height;
+        w = known ? (int)t->width : b->width;
+        h = known ? (int)t->height : b->height;
     }
     for (unsigned i = 0; i < sub->num_rects && b->n_rects < MAX_RECTS; i++) {
         if (!rect_is_sane(sub->rects[i], w, h))
@@ -675,7 +674,9 @@ enum status codec_burner_new(const struct codec_source *src, const struct media_
                             .from_us = media_segment_start_us(g, first_segment) - WINDOW_US,
                             .to_us = media_segment_start_us(g, last) +
                                      media_segment_duration_us(g, last)};
-        b->whole = codec_is_mov(in) || src->size <= WHOLE_BYTES;
+        codec_input_use_plan(in, plan);
+        // A clock that jumps cannot be searched by time.
+        b->whole = codec_is_mov(in) || src->size <= WHOLE_BYTES || plan->source.n_jumps;
         s = open_track(b, &r, err);
         if (s == STATUS_OK)
             s = read_track(b, src, &r, err);

@@ -13,6 +13,7 @@
 #define MAX_TOP_BOXES 4096
 #define MAX_BOXES 65536 // below moov
 #define MAX_EDITS 4096
+#define MAX_US (1000 * MEDIA_MAX_DURATION_US) // what is later is never shown
 
 struct box {
     uint32_t type;
@@ -121,6 +122,13 @@ static enum status child_field(struct boxes *b, const struct box *in, uint32_t t
     return s == STATUS_OK && box.type ? read_field(b, &box, at_v0, at_v1, 4, ret, err) : s;
 }
 
+// Microseconds, within what can be added to; also when they are more than any number holds.
+static int64_t to_us(int64_t ticks, uint32_t scale)
+{
+    int64_t us = av_rescale(ticks, 1000000, scale);
+    return us >= 0 && us < MAX_US ? us : MAX_US;
+}
+
 static enum status read_entries(struct boxes *b, const struct box *elst, uint32_t movie_scale,
                                 uint32_t track_scale, struct codec_edits *ret, struct err *err)
 {
@@ -144,18 +152,17 @@ static enum status read_entries(struct boxes *b, const struct box *elst, uint32_
         bool wide = each == 20;
         int64_t duration = (int64_t)(be(e, wide ? 8 : 4) & INT64_MAX);
         int64_t media = wide ? (int64_t)be(e + 8, 8) : (int32_t)be(e + 4, 4);
-        int64_t at_us = av_rescale(movie, 1000000, movie_scale);
+        int64_t at_us = to_us(movie, movie_scale);
         if (duration > INT64_MAX / 4 - movie)
             break; // beyond anything that can be shown
         movie += duration;
         if (media < 0)
             continue; // nothing is shown for so long
         ret->p[ret->n++] = (struct codec_edit){
-            .media_us = av_rescale(media, 1000000, track_scale),
+            .media_us = to_us(media, track_scale),
             .movie_us = at_us,
             // 0 in fragmented files: to the end
-            .duration_us =
-                duration ? av_rescale(movie, 1000000, movie_scale) - at_us : INT64_MAX / 4};
+            .duration_us = duration ? to_us(movie, movie_scale) - at_us : INT64_MAX / 4};
     }
     return STATUS_OK;
 }

@@ -248,6 +248,8 @@ enum status codec_packets_begin(struct codec_packets *q, int64_t ticks, struct e
 enum status codec_packets_get(struct codec_packets *q, size_t i, const AVPacket **ret,
                               struct err *err) MUST_CHECK;
 int64_t codec_packet_time(const AVPacket *pkt); // AV_NOPTS_VALUE when it has none
+// 0 when it says none; at most MEDIA_MAX_DURATION_US, so that it can be added to any time.
+int64_t codec_packet_duration_us(const AVPacket *pkt, AVRational tb);
 
 // ---- mix.c: channels ----
 #define CODEC_MAX_CHANNELS_IN 64

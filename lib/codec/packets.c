@@ -38,6 +38,14 @@ int64_t codec_packet_time(const AVPacket *pkt)
     return pkt->pts != AV_NOPTS_VALUE ? pkt->pts : pkt->dts;
 }
 
+int64_t codec_packet_duration_us(const AVPacket *pkt, AVRational tb)
+{
+    if (pkt->duration <= 0)
+        return 0;
+    int64_t us = av_rescale_q(pkt->duration, tb, AV_TIME_BASE_Q);
+    return us >= 0 && us < MEDIA_MAX_DURATION_US ? us : MEDIA_MAX_DURATION_US;
+}
+
 static int64_t end_of(const AVPacket *pkt)
 {
     return codec_packet_time(pkt) + (pkt->duration > 0 ? pkt->duration : 0);

@@ -254,11 +254,11 @@ static enum status take_packet(struct track *t, const AVStream *st, AVPacket *pk
         return s;
     struct times at = {.start_us = av_rescale_q(pkt->pts, st->time_base, AV_TIME_BASE_Q),
                        .end_us = MEDIA_TIME_UNKNOWN};
-    if (pkt->duration > 0)
-        at.end_us = at.start_us + av_rescale_q(pkt->duration, st->time_base, AV_TIME_BASE_Q);
     // Beyond any timeline; what is nearer may be added to without overflow.
     if (at.start_us < -MEDIA_MAX_DURATION_US * 100 || at.start_us > MEDIA_MAX_DURATION_US * 100)
         return STATUS_OK;
+    if (pkt->duration > 0)
+        at.end_us = at.start_us + codec_packet_duration_us(pkt, st->time_base);
     if (t->dec && t->dec->codec_id == AV_CODEC_ID_MOV_TEXT && pkt->size <= 2)
         return place_cue(t, at.start_us, at.end_us, NO_TEXT, "", err);
     return t->dec ? decode_text(t, pkt, at, err) : take_webvtt(t, pkt, at, err);
