@@ -132,7 +132,6 @@ static enum status print_tracks(struct ctl *k, const Orchestrator__Decision *d)
     static const char *const heads[] = {"STREAM", "TYPE", "CODEC",  "LANGUAGE",
                                         "ABOUT",  "HOW",  "AGAINST"};
     struct table t;
-    table_init(&t, N_ELEMENTS(heads));
     table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < d->n_tracks; i++) {
         const Orchestrator__TrackVerdict *v = d->tracks[i];
@@ -158,7 +157,6 @@ static enum status print_renditions(struct ctl *k, const Orchestrator__DecideRep
     static const char *const heads[] = {"RENDITION", "CODECS", "SIZE", "KBIT/S", "MADE", ""};
     const Orchestrator__Decision *d = r->decision;
     struct table t;
-    table_init(&t, N_ELEMENTS(heads));
     table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < r->n_renditions; i++) {
         const Orchestrator__Rendition *m = r->renditions[i];

@@ -23,7 +23,6 @@ static enum status print_items(struct ctl *k, const Store__ListItemsReply *r)
         return ctl_print_message(k, &r->base);
     static const char *const heads[] = {"ITEM", "KIND", "STATE", "LENGTH", "PRICE", "BY", "TITLE"};
     struct table t;
-    table_init(&t, N_ELEMENTS(heads));
     table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < r->n_items; i++)
         add_item(&t, r->items[i]);
@@ -53,7 +52,6 @@ static enum status print_hits(struct ctl *k, const Store__SpokenReply *r)
         return ctl_print_message(k, &r->base);
     static const char *const heads[] = {"ITEM", "AT", "TEXT", "TITLE", "WORDS"};
     struct table t;
-    table_init(&t, N_ELEMENTS(heads));
     table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < r->n_hits; i++) {
         const Store__SpokenHit *h = r->hits[i];

@@ -22,7 +22,6 @@ static enum status cmd_job_ls(struct ctl *k)
         return s;
     static const char *const heads[] = {"JOB", "STATE", "PRIORITY", "DONE", "ITEM", "TITLE"};
     struct table t;
-    table_init(&t, N_ELEMENTS(heads));
     table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < r->n_jobs; i++) {
         const Orchestrator__JobInfo *j = r->jobs[i];
@@ -43,7 +42,6 @@ static enum status print_tasks(struct ctl *k, const Orchestrator__JobInfo *j)
     static const char *const heads[] = {"KIND",     "STATE", "TRIES",  "WORKER", "RENDITIONS",
                                         "SEGMENTS", "FETCH", "ENCODE", "STORE",  "ERROR"};
     struct table t;
-    table_init(&t, N_ELEMENTS(heads));
     table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < j->n_task_list; i++) {
         const Orchestrator__TaskInfo *w = j->task_list[i];
@@ -68,7 +66,6 @@ static enum status print_outputs(struct ctl *k, const Orchestrator__JobInfo *j)
 {
     static const char *const heads[] = {"OUTPUT", "BYTES", "WORKER", "TRIES", "SECONDS", "DIGEST"};
     struct table t;
-    table_init(&t, N_ELEMENTS(heads));
     table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < j->n_outputs; i++) {
         const Orchestrator__OutputInfo *o = j->outputs[i];

@@ -23,7 +23,6 @@ static enum status print_list(struct ctl *k, const Orchestrator__ListSubtitlesRe
         return ctl_print_message(k, &r->base);
     static const char *const heads[] = {"ID", "LANGUAGE", "STATE", "FLAGS", "TITLE"};
     struct table t;
-    table_init(&t, N_ELEMENTS(heads));
     table_heads(&t, heads, N_ELEMENTS(heads));
     for (size_t i = 0; i < r->n_subtitles; i++) {
         const Orchestrator__SubtitleInfo *s = r->subtitles[i];

@@ -64,12 +64,12 @@ static int draw_tasks(const Orchestrator__JobInfo *j)
     return (int)j->n_task_list;
 }
 
-// Over what was drawn last.
+// Over what was drawn last. A line stays one line on a narrow terminal: it is cut, not wrapped.
 static void draw(struct view *v, const Orchestrator__JobUpdate *u)
 {
     if (v->n_drawn)
         printf("\033[%dA", v->n_drawn);
-    printf("\033[K%.60s: %s\n\033[K", u->job->title, state_of(u->job));
+    printf("\033[?7l\033[K%.60s: %s\n\033[K", u->job->title, state_of(u->job));
     put_bar(u->job->progress);
     printf("  ");
     put_numbers(u);
@@ -82,7 +82,7 @@ static void draw(struct view *v, const Orchestrator__JobUpdate *u)
         printf("  %d of %d, %d running\n", p->done, p->tasks, p->running);
     }
     n += draw_tasks(u->job);
-    printf("\033[J"); // what the last drawing had more
+    printf("\033[?7h\033[J"); // what the last drawing had more
     v->n_drawn = n;
 }
 

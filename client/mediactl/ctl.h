@@ -187,7 +187,6 @@ struct table {
     size_t n_columns, n_cells, cap;
     bool failed;
 };
-void table_init(struct table *t, size_t n_columns);
 void table_add(struct table *t, const char *fmt, ...) PRINTF_LIKE(2, 3); // one cell
 void table_heads(struct table *t, const char *const *heads, size_t n);
 enum status table_print(struct table *t, FILE *f, struct err *err) MUST_CHECK; // and frees it

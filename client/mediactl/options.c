@@ -176,6 +176,12 @@ static enum status take_option(struct ctl *k, char **words, size_t n, size_t *re
     return err_set(err, STATUS_INVALID_ARGUMENT, "unknown option %s", words[0]);
 }
 
+// "-5" is an argument: no option begins with a digit.
+static bool is_option(const char *word)
+{
+    return word[0] == '-' && word[1] != '\0' && !(word[1] >= '0' && word[1] <= '9');
+}
+
 static enum status take_words(struct ctl *k, char **words, size_t n, struct err *err)
 {
     bool only_args = false;
@@ -185,7 +191,7 @@ static enum status take_words(struct ctl *k, char **words, size_t n, struct err 
             i++;
             continue;
         }
-        if (!only_args && words[i][0] == '-' && words[i][1] != '\0') {
+        if (!only_args && is_option(words[i])) {
             if (strcmp(words[i], "-h") == 0) {
                 k->opt[OPT_HELP] = "";
                 i++;

@@ -85,7 +85,7 @@ enum status ctl_print_message(struct ctl *k, const ProtobufCMessage *m)
 
 // ---------------------------------------------------------------- tables
 
-void table_init(struct table *t, size_t n_columns)
+static void table_init(struct table *t, size_t n_columns)
 {
     *t = (struct table){.n_columns = n_columns, .arena = arena_new(MAX_OUTPUT_BYTES)};
     t->failed = !t->arena;

@@ -46,6 +46,8 @@ expect 2 'node ls does not take --metadata' node ls --metadata a=b
 expect 2 'usage: mediactl rpc call SERVICE.METHOD' rpc call
 expect 2 'usage: mediactl node health [NODE]' node health a b
 expect 6 '' --server "$nowhere" --timeout 2s rpc ls
+expect 2 'x5 is no priority' --server "$nowhere" job priority x x5
+expect 6 '' --server "$nowhere" --timeout 2s job priority x -5
 expect 0 'mediactl node channels' node channels --help
 expect 3 '' play 0192f3a0-0000-7000-8000-000000000001 --from-library "$out" --out "$out/x"
 for words in $("$ctl" --help | sed -n 's/^  \([a-z]* \{0,1\}[a-z]*\) .*/\1/p' | sed 's/ *$//; s/ /,/'); do
