@@ -206,6 +206,8 @@ static void put_xml(const char *text, struct buf *b)
             buf_puts(b, "&amp;");
         else if (*c == '<')
             buf_puts(b, "&lt;");
+        else if (*c == '>') // never "]]>"
+            buf_puts(b, "&gt;");
         else if (*c == '"')
             buf_puts(b, "&quot;");
         else
