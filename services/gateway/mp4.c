@@ -183,11 +183,15 @@ static enum status read_heads(const struct mp4_fetch *f, struct mp4 *m, struct e
     return s == STATUS_OK ? media_mp4_finish(m->file, err) : s;
 }
 
+// Of the index too: where one release writes it differently, a download goes not on with another's.
 static void set_etag(struct mp4 *m)
 {
     struct crypto_blake2b h;
     uint8_t digest[16];
+    size_t n;
+    const uint8_t *header = media_mp4_header(m->file, &n);
     crypto_blake2b_init(&h, sizeof digest, NULL, 0, NULL);
+    crypto_blake2b_update(&h, header, n);
     for (size_t i = 0; i < media_mp4_n_parts(m->file); i++)
         crypto_blake2b_update(&h, m->places[i].digest, sizeof m->places[i].digest);
     crypto_blake2b_final(&h, digest, sizeof digest);

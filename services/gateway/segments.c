@@ -265,7 +265,7 @@ static void respond_segment(struct http_request *r, struct segment *seg)
         respond_key(r, seg);
         return;
     }
-    if (((const struct media_context *)http_request_context(r))->is_piece) {
+    if (c->is_piece) {
         gateway_respond_piece(r, seg->bytes, seg->len, seg->etag);
         return;
     }
