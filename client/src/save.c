@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -88,6 +89,24 @@ static enum status write_at(const struct save *s, const uint8_t *p, size_t n, in
         done += (size_t)w;
     }
     return STATUS_OK;
+}
+
+// The file for us alone: two that write different files of one name would mix them. Whoever had it
+// before may have finished meanwhile, and given it its name.
+static enum status open_part(struct save *s, struct err *err)
+{
+    struct stat ours, named;
+    s->fd = open(s->part, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (s->fd < 0)
+        return err_errno(err, errno, "open %s", s->part);
+    bool is_taken = flock(s->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    if (!is_taken && (fstat(s->fd, &ours) != 0 || stat(s->part, &named) != 0 ||
+                      ours.st_ino != named.st_ino || ours.st_dev != named.st_dev))
+        is_taken = true;
+    return is_taken ? err_set(err, STATUS_FAILED_PRECONDITION,
+                              "another download is writing %s: let it end, or choose another name",
+                              s->part)
+                    : STATUS_OK;
 }
 
 // Does the file begin with that header? A header says where everything is: one for other
@@ -181,10 +200,9 @@ static enum status save(struct save *s, const char *item_id, const char *renditi
     enum status st = prepare(s, item_id, renditions, opts, err);
     if (st != STATUS_OK)
         return st;
-    s->fd = open(s->part, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (s->fd < 0)
-        return err_errno(err, errno, "open %s", s->part);
-    st = resume(s, err);
+    st = open_part(s, err);
+    if (st == STATUS_OK)
+        st = resume(s, err);
     if (st == STATUS_OK)
         st = take_rest(s, err);
     if (st == STATUS_OK && (fsync(s->fd) != 0 || rename(s->part, s->path) != 0))

@@ -1,5 +1,6 @@
 """What players are given: the decision, playlists, manifests, and one file to keep."""
 
+import fcntl
 import json
 import os
 import re
@@ -264,6 +265,12 @@ class Packages(PlatformTest):
             self.assertFalse(os.path.exists(path + ".part"))
             if cut > 1000 and not damaged:
                 self.assertLess(saved["received"], saved["bytes"])
+        with open(path + ".part", "wb") as f:  # another download's
+            fcntl.flock(f, fcntl.LOCK_EX)
+            p = self.ctl_raw("seller", "download", self.item, "--rendition", names, "-o", path)
+            self.assertIn("another download is writing", p.stderr)
+            self.assertEqual(p.returncode, 1)
+        os.unlink(path + ".part")
         p = self.ctl_raw("seller", "download", self.item, "--rendition", "v9999", "-o", path)
         self.assertEqual(p.returncode, 3)
         self.assertIn("v9999", p.stderr)
