@@ -634,7 +634,7 @@ static void test_master_lists_languages_and_what_was_asked_for(void **state)
     assert_null(strstr(m, "o128"));
     m = master_of(p, "t3", &b);
     assert_non_null(strstr(m, "NAME=\"en\",DEFAULT=NO"));
-    assert_non_null(strstr(m, "NAME=\"Kommentar 3\",DEFAULT=YES"));
+    assert_non_null(strstr(m, "NAME=\"Kommentar 3\",DEFAULT=YES,AUTOSELECT=YES"));
     m = master_of(p, "surround", &b);
     assert_non_null(strstr(m, "GROUP-ID=\"a384\",NAME=\"en\",DEFAULT=YES,AUTOSELECT=YES,"
                               "LANGUAGE=\"en\",CHANNELS=\"6\",URI=\"a384.m3u8\""));
@@ -731,9 +731,10 @@ static void test_an_offer_holds_what_was_decided(void **state)
         const char *player, *language, *name;
         bool normalised;
         uint32_t max_height;
-    } rows[] = {{"generic", "", "", false, 0},      {"mpv", "", "surround", false, 0},
-                {"chrome", "de", "t3", false, 0},   {"chrome", "", "even", true, 0},
-                {"chrome", "", "p360", false, 360}, {"roku", "de", "p480-t3", false, 480}};
+    } rows[] = {{"generic", "", "", false, 0},        {"mpv", "", "surround", false, 0},
+                {"chrome", "de", "t3", false, 0},     {"chrome", "", "even", true, 0},
+                {"chrome", "", "p360", false, 360},   {"chrome", "", "", false, 20000},
+                {"roku", "de", "p480-t3", false, 480}};
     for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
         const struct media_profile *profile = media_profile_find(rows[i].player);
         const struct media_limits limits = {.max_height = rows[i].max_height};

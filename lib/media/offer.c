@@ -254,6 +254,8 @@ void media_offer_for(const struct media_plan *p, const struct media_profile *pro
     const struct media_track *usual = media_plan_track(p, MEDIA_TRACK_AUDIO);
     int video = d->video_rendition, audio = d->audio_rendition;
     *ret = (struct media_offer){.max_height = limits->max_height};
+    if (limits->max_height > MEDIA_MAX_SIDE_PX)
+        ret->max_height = 0; // as good as none
     ret->codecs = codec_bit(p, video) | codec_bit(p, audio);
     // What everybody can play needs no name.
     ret->codecs &= ~(BIT(MEDIA_CODEC_H264) | BIT(MEDIA_CODEC_AAC));

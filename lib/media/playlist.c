@@ -136,7 +136,8 @@ static void put_audio(const struct media_plan *p, const struct media_offer *o, s
     media_track_label(p, r->track, label, sizeof(label));
     bool is_default = r->track == default_track(p, o);
     buf_printf(b, "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"%s\",NAME=\"%s\",DEFAULT=%s,AUTOSELECT=%s",
-               group, label, is_default ? "YES" : "NO", t->is_commentary ? "NO" : "YES");
+               group, label, is_default ? "YES" : "NO",
+               t->is_commentary && !is_default ? "NO" : "YES"); // the default has to be YES
     if (media_language_is_plain(t->language))
         buf_printf(b, ",LANGUAGE=\"%s\"", t->language);
     buf_printf(b, ",CHANNELS=\"%u\",URI=\"%s.m3u8\"\n", (unsigned)r->channels, r->id);
