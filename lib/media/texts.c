@@ -224,17 +224,17 @@ void media_texts_put_sets(const struct media_text *texts, size_t n, struct buf *
         buf_puts(b, "    <AdaptationSet contentType=\"text\" mimeType=\"text/vtt\"");
         if (media_language_is_plain(t->language))
             buf_printf(b, " lang=\"%s\"", t->language);
-        buf_printf(b,
-                   ">\n      <Role schemeIdUri=\"urn:mpeg:dash:role:2011\" value=\"%s\"/>\n"
-                   "      <Label>",
-                   t->is_forced             ? "forced-subtitle"
-                   : t->is_hearing_impaired ? "caption"
-                                            : "subtitle");
+        buf_puts(b, ">\n      <Label>");
         put_xml(name, b);
         buf_printf(b,
-                   "</Label>\n      <Representation id=\"%s\" bandwidth=\"1000\">\n"
+                   "</Label>\n"
+                   "      <Role schemeIdUri=\"urn:mpeg:dash:role:2011\" value=\"%s\"/>\n"
+                   "      <Representation id=\"%s\" bandwidth=\"1000\">\n"
                    "        <BaseURL>%s.vtt</BaseURL>\n      </Representation>\n"
                    "    </AdaptationSet>\n",
+                   t->is_forced             ? "forced-subtitle"
+                   : t->is_hearing_impaired ? "caption"
+                                            : "subtitle",
                    t->id, t->id);
     }
 }

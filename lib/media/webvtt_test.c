@@ -285,7 +285,7 @@ static void test_group_names_every_text_once(void **state)
         "DEFAULT=NO,AUTOSELECT=YES,FORCED=NO,URI=\"x1.m3u8\"\n");
     buf_reset(&b);
     media_texts_put_sets(group + 4, 1, &b);
-    assert_non_null(strstr(buf_str(&b), "<Label>a &amp; &lt;b&gt;</Label>"));
+    assert_non_null(strstr(buf_str(&b), "<Label>a &amp; &lt;b&gt;</Label>\n      <Role"));
     assert_non_null(strstr(buf_str(&b), "<BaseURL>x1.vtt</BaseURL>"));
     buf_done(&b);
 }
