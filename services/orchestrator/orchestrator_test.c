@@ -50,9 +50,11 @@ struct world {
     char down[64];         // this origin does not answer
     enum status create_st; // of Catalog.Create
     enum status finish_st; // of Upload.Finish
-    int n_created, n_finished, n_unpinned, n_dropped;
-    bool proven;    // of the last Upload.Create
-    char told[256]; // states of SetMedia, "planned..."
+    int n_created, n_finished, n_unpinned, n_dropped, n_put;
+    char spied[UUID_SIZE]; // an item
+    int n_forgotten;       // of its objects that were unpinned by their digests
+    bool proven;           // of the last Upload.Create
+    char told[256];        // states of SetMedia, "planned..."
 };
 static struct world w;
 
@@ -130,6 +132,7 @@ static enum status fake_unpin(struct rpc_call *c, const Origin__PinRequest *req,
     (void)c, (void)ret, (void)err;
     pthread_mutex_lock(&w.lock);
     w.n_unpinned += req->n_digests == 0;
+    w.n_forgotten += str_eq(req->item_id, w.spied) ? (int)req->n_digests : 0;
     pthread_mutex_unlock(&w.lock);
     return STATUS_OK;
 }
@@ -190,6 +193,9 @@ static enum status fake_put(struct rpc_call *c, Origin__PutObjectReply *ret, str
     (void)ret;
     Origin__PutObjectRequest *m = NULL;
     enum status s;
+    pthread_mutex_lock(&w.lock);
+    w.n_put++;
+    pthread_mutex_unlock(&w.lock);
     while ((s = origin_object_put_read(c, &m, err)) == STATUS_OK && m)
         ;
     return s;
@@ -381,6 +387,8 @@ static int reset(void **state)
     w.down[0] = w.told[0] = '\0';
     w.create_st = w.finish_st = STATUS_OK;
     w.n_created = w.n_finished = w.n_unpinned = w.n_dropped = 0;
+    w.n_put = w.n_forgotten = 0;
+    w.spied[0] = '\0';
     pthread_mutex_unlock(&w.lock);
     return 0;
 }
@@ -1105,6 +1113,72 @@ static void test_added_text_is_checked_before_it_is_stored(void **state)
     do_all_chunks();
 }
 
+static void test_added_text_that_is_removed_is_not_made_any_more(void **state)
+{
+    (void)state;
+    struct upload u;
+    struct added_text x = {.u = &u};
+    pthread_t t;
+    size_t n = 0;
+    committed_film(&u);
+    plan_film(100);
+    do_all_chunks();
+    assert_int_equal(pthread_create(&t, NULL, put_in_background, &x), 0);
+    AUTO(rpc_message_free_p)
+    Transcode__LeaseReply *l = lease_kind(TRANSCODE__TASK_KIND__TEXTS);
+    must(delete_text(&ana, &u, "x1", &err));
+    pthread_join(t, NULL); // answered at once
+    assert_int_equal(x.s, STATUS_OK);
+    assert_string_equal(x.info->state, "removed");
+    rpc_message_free(x.info);
+    AUTO(arena_free_p) struct arena *a = arena_new(1 << 16);
+    Transcode__Output *o = output(a, l->tasks[0]->renditions[0], 0);
+    must_fail(STATUS_ABORTED, complete_with(l->tasks[0], &o, 1, "", &err));
+    must_fail(STATUS_NOT_FOUND, locate(w.as_gateway, NULL, "", u.item, "x1", 0, 1, 0, &n, &err));
+}
+
+static void test_text_beyond_the_most_is_refused_before_it_is_stored(void **state)
+{
+    (void)state;
+    struct upload u;
+    struct added_text x = {.u = &u};
+    committed_film(&u);
+    plan_film(100);
+    must(db_query(w.db,
+                  "INSERT INTO orchestrator.subtitle (item, number, digest, size, task, state) "
+                  "SELECT $1::uuid, n, decode(repeat('11', 32), 'hex'), 1, $1::uuid, 'removed'"
+                  "  FROM generate_series(1, 99) n",
+                  DB_PARAMS(DB_TEXT(u.item)), NULL, &err));
+    assert_int_equal(put_text(&ana, &x, 100, "de"), STATUS_RESOURCE_EXHAUSTED);
+    pthread_mutex_lock(&w.lock);
+    assert_int_equal(w.n_put, 0);
+    pthread_mutex_unlock(&w.lock);
+    do_all_chunks();
+}
+
+static void test_object_that_is_used_again_is_not_given_up(void **state)
+{
+    (void)state;
+    struct upload u;
+    committed_film(&u);
+    plan_film(100);
+    do_all_chunks();
+    pthread_mutex_lock(&w.lock);
+    str_copy(w.spied, sizeof w.spied, u.item);
+    pthread_mutex_unlock(&w.lock);
+    must(db_query(w.db,
+                  "INSERT INTO orchestrator.chore (kind, origin, item, digest) "
+                  "SELECT 'unpin', i.route, i.id, x.digest FROM orchestrator.item i, ("
+                  "  SELECT decode(repeat('77', 32), 'hex') UNION"
+                  "  (SELECT digest FROM orchestrator.output WHERE item = $1::uuid LIMIT 1))"
+                  "  x (digest) WHERE i.id = $1::uuid",
+                  DB_PARAMS(DB_TEXT(u.item)), NULL, &err));
+    wait_for("SELECT NOT EXISTS (SELECT FROM orchestrator.chore WHERE item = $1::uuid)", u.item);
+    pthread_mutex_lock(&w.lock);
+    assert_int_equal(w.n_forgotten, 1);
+    pthread_mutex_unlock(&w.lock);
+}
+
 static void test_results_that_disagree_with_the_plan_are_refused(void **state)
 {
     (void)state;
@@ -1617,6 +1691,9 @@ int main(void)
         TEST(test_text_of_the_source_is_made_and_located),
         TEST(test_added_text_is_chosen_replaced_and_removed),
         TEST(test_added_text_is_checked_before_it_is_stored),
+        TEST(test_added_text_that_is_removed_is_not_made_any_more),
+        TEST(test_text_beyond_the_most_is_refused_before_it_is_stored),
+        TEST(test_object_that_is_used_again_is_not_given_up),
         TEST(test_results_that_disagree_with_the_plan_are_refused),
         TEST(test_old_token_publishes_nothing),
         TEST(test_concurrent_completes_publish_once),

@@ -250,6 +250,21 @@ static enum status tell(struct db_conn *c, const char *kind, const char *item, c
     return event_append(c, ORCH_SCHEMA, "transcode", kind, item, owner, json, err);
 }
 
+// Nobody converts any more what is removed.
+static enum status end_task(struct db_conn *c, const char *item, int number, struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_exec(c,
+                            "UPDATE orchestrator.task SET state = 'cancelled', lease_until = NULL,"
+                            "  finished = now() WHERE id = (SELECT task FROM orchestrator.subtitle"
+                            "    WHERE item = $1::uuid AND number = $2::int)"
+                            "  AND state NOT IN ('done', 'dead', 'cancelled')",
+                            DB_PARAMS(DB_TEXT(item), DB_I64(number)), &r, err);
+    if (s != STATUS_OK || db_result_n_affected(r) == 0)
+        return s;
+    return queue_notify(c, ORCH_LOST_CHANNEL, "", err);
+}
+
 // What was made of it goes, and the file that it was made from, unless something else is the same.
 static enum status remove_text(struct db_conn *c, const char *item, int number, bool *ret_removed,
                                struct err *err)
@@ -277,6 +292,8 @@ static enum status remove_text(struct db_conn *c, const char *item, int number, 
         "  AND NOT EXISTS (SELECT FROM orchestrator.subtitle s WHERE s.item = i.id"
         "    AND s.digest = g.digest AND s.number <> $2::int AND s.state <> 'removed')";
     s = db_exec(c, sql, DB_PARAMS(DB_TEXT(item), DB_I64(number), DB_TEXT(id)), NULL, err);
+    if (s == STATUS_OK)
+        s = end_task(c, item, number, err);
     if (s == STATUS_OK)
         s = add_chore(c, item, id, err);
     return s == STATUS_OK ? tell(c, "subtitle.removed", item, id, err) : s;
@@ -432,6 +449,12 @@ static enum status choose_number(struct db_conn *c, struct putting *p, struct er
     return STATUS_OK;
 }
 
+// Before the file is stored: what is refused later would stay at the origin.
+static enum status room_tx(struct db_conn *c, void *ud, struct err *err)
+{
+    return choose_number(c, ud, err);
+}
+
 static enum status put_tx(struct db_conn *c, void *ud, struct err *err)
 {
     struct putting *p = ud;
@@ -565,6 +588,8 @@ static enum status put(struct rpc_call *call, const Orchestrator__PutSubtitleReq
     enum status s = own_item(call, req->item_id, &it, err);
     if (s == STATUS_OK)
         s = check_put(req, &it, &p, err);
+    if (s == STATUS_OK)
+        s = db_tx(o->db, DB_READ_COMMITTED, room_tx, &p, err);
     if (s == STATUS_OK)
         s = store_file(call, &it, &p, err);
     if (s == STATUS_OK)

@@ -258,6 +258,25 @@ static enum status unpin(struct rpc_client *c, const char *item, const uint8_t *
     return origin_object_unpin(c, &opts, &req, &reply, err);
 }
 
+// An object that was given up and then made, or sent, again before anybody told the origin.
+static enum status is_used(struct orch *o, const char *item, const uint8_t *digest, size_t len,
+                           bool *ret, struct err *err)
+{
+    *ret = false;
+    if (len == 0)
+        return STATUS_OK; // all of the item
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_query(o->db,
+                             "SELECT EXISTS (SELECT FROM orchestrator.output"
+                             "    WHERE item = $1::uuid AND digest = $2::bytea)"
+                             "  OR EXISTS (SELECT FROM orchestrator.subtitle WHERE item = $1::uuid"
+                             "    AND digest = $2::bytea AND state IN ('converting', 'ready'))",
+                             DB_PARAMS(DB_TEXT(item), DB_BYTES(digest, len)), &r, err);
+    if (s == STATUS_OK)
+        *ret = db_bool(r, 0, 0);
+    return s;
+}
+
 static enum status drop(struct rpc_client *c, const char *upload, struct err *err)
 {
     AUTO(arena_free_p) struct arena *a = arena_new(4096);
@@ -287,10 +306,13 @@ static enum status do_chore(struct orch *o, const struct db_result *r, size_t ro
     size_t len = 0;
     const uint8_t *digest = db_bytes(r, row, 5, &len);
     const char *kind = db_text(r, row, 1), *item = db_text(r, row, 3);
-    enum status s = str_eq(kind, "unpin") ? unpin(c, item, digest, len, err)
-                    : str_eq(kind, "words")
-                        ? subtitles_tell(o, item, db_text(r, row, 6), origin, err)
-                        : drop(c, db_text(r, row, 4), err);
+    bool used = false;
+    enum status s = str_eq(kind, "unpin") ? is_used(o, item, digest, len, &used, err) : STATUS_OK;
+    if (s != STATUS_OK || used)
+        return s;
+    s = str_eq(kind, "unpin")   ? unpin(c, item, digest, len, err)
+        : str_eq(kind, "words") ? subtitles_tell(o, item, db_text(r, row, 6), origin, err)
+                                : drop(c, db_text(r, row, 4), err);
     return s == STATUS_NOT_FOUND ? STATUS_OK : s;
 }
 
