@@ -380,25 +380,36 @@ static Transcode__LeaseProgress **snapshot(struct worker *w, struct arena *a, si
     return list;
 }
 
-static void lose(struct worker *w, const char *task_id)
+// Of the leases that were asked about: one that was given back and taken again meanwhile is
+// another.
+static bool is_of(const struct run *r, const Transcode__RenewRequest *asked, const char *task_id)
+{
+    bool same = false;
+    for (size_t i = 0; i < asked->n_leases && !same; i++)
+        same =
+            asked->leases[i]->fence == r->task->fence && str_eq(asked->leases[i]->task_id, task_id);
+    return same && str_eq(r->task->task_id, task_id);
+}
+
+static void lose(struct worker *w, const Transcode__RenewRequest *asked, const char *task_id)
 {
     pthread_mutex_lock(&w->lock);
     list_for_each(it, &w->runs)
     {
         struct run *r = list_entry(it, struct run, link);
-        if (str_eq(r->task->task_id, task_id))
+        if (is_of(r, asked, task_id))
             run_stop(r, STOP_LOST);
     }
     pthread_mutex_unlock(&w->lock);
 }
 
-static void make_yield(struct worker *w, const char *task_id)
+static void make_yield(struct worker *w, const Transcode__RenewRequest *asked, const char *task_id)
 {
     pthread_mutex_lock(&w->lock);
     list_for_each(it, &w->runs)
     {
         struct run *r = list_entry(it, struct run, link);
-        if (str_eq(r->task->task_id, task_id))
+        if (is_of(r, asked, task_id))
             run_yield(r);
     }
     pthread_mutex_unlock(&w->lock);
@@ -451,9 +462,9 @@ static enum renewal renew(struct worker *w)
     if (s != STATUS_OK && !ended)
         log_debug(w->env.log, "renew_failed", F_ERR(&err)); // work goes on: its result may count
     for (size_t i = 0; s == STATUS_OK && i < reply->n_lost; i++)
-        lose(w, reply->lost[i]);
+        lose(w, &req, reply->lost[i]);
     for (size_t i = 0; s == STATUS_OK && i < reply->n_yield; i++)
-        make_yield(w, reply->yield[i]);
+        make_yield(w, &req, reply->yield[i]);
     if (ended || (s == STATUS_OK && (reply->n_lost > 0 || time_mono_us() >= early_us)))
         return RENEW_AGAIN;
     return s == STATUS_OK ? RENEW_IDLE : RENEW_FAILED;
