@@ -385,6 +385,29 @@ static void test_of_what_several_published_nobody_is_blamed(void **state)
     assert_string_equal(t.id, made.id);
 }
 
+static void test_check_of_much_is_of_its_first_segments(void **state)
+{
+    struct fixture *f = *state;
+    struct queue_task made, check;
+    sql(f, "UPDATE orchestrator.task SET n_segments = 8 WHERE job = $1::uuid", f->a);
+    assert_true(claim(f, "w0", &made));
+    publish_one(f, &made);
+    sql(f,
+        "INSERT INTO orchestrator.output (item, rendition, segment, digest, size, first_pts,"
+        "  duration, samples, init_digest, task, worker, attempts) SELECT item, rendition, n,"
+        "  digest, 20 << 20, 0, 1, 1, init_digest, task, worker, 1"
+        "  FROM orchestrator.output, generate_series(1, 7) n",
+        NULL);
+    struct finish done = {.worker = "w0", .t = &made};
+    must(db_tx(f->db, DB_READ_COMMITTED, finish_tx, &done, &err));
+    assert_true(claim(f, "w1", &check));
+    assert_true(verify_is(check.kind));
+    assert_int_equal(check.first_segment, 0);
+    assert_int_equal(check.n_segments, 2);
+    say(f, &check, TRANSCODE__FAIL_CLASS__MISMATCH, true); // and all of it goes
+    assert_true(holds(f, "SELECT NOT EXISTS (SELECT FROM orchestrator.output)", NULL));
+}
+
 static void test_film_that_nobody_makes_rightly_blames_nobody(void **state)
 {
     struct fixture *f = *state;
@@ -443,6 +466,7 @@ int main(void)
         TEST(test_refuted_result_is_made_again_by_others),
         TEST(test_who_is_refuted_cannot_say_it_again),
         TEST(test_of_what_several_published_nobody_is_blamed),
+        TEST(test_check_of_much_is_of_its_first_segments),
         TEST(test_film_that_nobody_makes_rightly_blames_nobody),
         TEST(test_check_without_verdict_ends_after_some_attempts),
     };

@@ -24,11 +24,20 @@
 #define REFUTED "refuted: "
 #define REFUTED_TWICE "refuted twice, so the check cannot judge this film: "
 #define MAX_ATTEMPTS 3 // of a check that does not come to a verdict
+// A check takes MEDIA_CHECKS_MAX_BYTES at most, init segments included: of a task that made more,
+// as many of its first segments as come to half of that on average.
+#define MOST_BYTES "50331648"
 #define VERIFY_COLUMNS                                                                             \
     "INSERT INTO orchestrator.task (id, job, item, kind, position, priority, renditions,"          \
     "  first_segment, n_segments, avoid, checks, checked_fence) "                                  \
     "SELECT gen_random_uuid(), t.job, t.item, 'verify', t.position, $1::int, t.renditions,"        \
-    "  t.first_segment, t.n_segments, t.worker, t.id, t.fence FROM orchestrator.task t "
+    "  t.first_segment, (SELECT CASE WHEN coalesce(sum(o.size), 0) <= " MOST_BYTES                 \
+    "      THEN t.n_segments"                                                                      \
+    "      ELSE greatest(floor(t.n_segments * " MOST_BYTES ".0 / sum(o.size)), 1)::int END"        \
+    "    FROM orchestrator.output o WHERE o.item = t.item"                                         \
+    "    AND o.rendition = ANY (string_to_array(t.renditions, ','))"                               \
+    "    AND o.segment >= t.first_segment AND o.segment < t.first_segment + t.n_segments),"        \
+    "  t.worker, t.id, t.fence FROM orchestrator.task t "
 
 bool verify_is(const char *kind)
 {
