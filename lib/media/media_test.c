@@ -396,7 +396,7 @@ static void test_plan_decode_survives_every_failed_allocation(void **state)
 static void test_plan_check_names_what_is_wrong(void **state)
 {
     (void)state;
-    for (int what = 0; what < 11; what++) {
+    for (int what = 0; what < 13; what++) {
         AUTO(media_plan_free_p) struct media_plan *p = make_plan(300, true, 25);
         struct err err = ERR_INIT;
         switch (what) {
@@ -429,6 +429,12 @@ static void test_plan_check_names_what_is_wrong(void **state)
             break;
         case 9:
             p->source.jumps[0].shift_us = INT64_MAX;
+            break;
+        case 10: // a ladder of its own comes first
+            p->renditions[0].lazy = true;
+            break;
+        case 11:
+            p->renditions[media_plan_find(p, "a128")].lazy = true;
             break;
         default:
             p->renditions[0].scale_from = 2;

@@ -221,6 +221,9 @@ static enum status check_rendition(const struct media_plan *p, size_t i, struct 
         BAD("%s has no bandwidth", r->id);
     if (i > 0 && p->renditions[i - 1].kind == MEDIA_AUDIO && r->kind == MEDIA_VIDEO)
         BAD("renditions out of order");
+    bool leads = i == 0 || p->renditions[i - 1].kind != r->kind;
+    if (leads && (r->lazy || r->copy || r->burn || r->normalised))
+        BAD("%s is first of its kind, but not what everything can play", r->id);
     enum status s = r->kind == MEDIA_VIDEO ? check_video_rendition(p, i, err)
                                            : check_audio_rendition(p, i, err);
     struct media_track_config config;
