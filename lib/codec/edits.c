@@ -1,14 +1,9 @@
 // Edit lists of MP4 (ISO/IEC 14496-12 8.6.6), read from the file itself: FFmpeg applies them to
 // text by rules made for pictures and sound, which move cues.
-#include <errno.h>
-#include <string.h>
-#include <unistd.h>
-
 #include <libavutil/mathematics.h>
 
 #include "base/mem.h"
 #include "codec/internal.h"
-#include "media/window.h"
 
 #define MAX_TOP_BOXES 4096
 #define MAX_BOXES 65536 // below moov
@@ -30,24 +25,7 @@ struct boxes {
 static enum status read_at(const struct codec_source *s, int64_t at, uint8_t *dst, int64_t n,
                            struct err *err)
 {
-    if (at < 0 || n > s->size - at)
-        return err_set(err, STATUS_INVALID_ARGUMENT, "edit list: the file is cut off");
-    while (n > 0) {
-        int64_t len = MEDIA_READ_BLOCK - at % MEDIA_READ_BLOCK;
-        if (len > n)
-            len = n;
-        if (s->need && !s->need(s->ud, at, len))
-            return err_set(err, STATUS_UNAVAILABLE,
-                           "edit list: source bytes at %lld could not be had", (long long)at);
-        ssize_t got = pread(s->fd, dst, (size_t)len, at);
-        if (got <= 0)
-            return err_set(err, STATUS_UNAVAILABLE, "edit list: %s",
-                           got < 0 ? strerror(errno) : "the source is cut off");
-        at += got;
-        dst += got;
-        n -= got;
-    }
-    return STATUS_OK;
+    return codec_source_read(s, at, dst, n, "edit list", err);
 }
 
 static uint64_t be(const uint8_t *p, unsigned n)

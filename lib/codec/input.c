@@ -25,6 +25,29 @@ static const char codecs[] =
     "adpcm_ima_qt,adpcm_ms,adpcm_swf,nellymoser,wmav1,wmav2,speex,qdm2,gsm,gsm_ms,"
     "subrip,srt,text,mov_text,webvtt,ass,ssa,pgssub,dvdsub,dvbsub";
 
+enum status codec_source_read(const struct codec_source *src, int64_t at, void *dst, int64_t n,
+                              const char *what, struct err *err)
+{
+    if (at < 0 || n > src->size - at)
+        return err_set(err, STATUS_INVALID_ARGUMENT, "%s: the file is cut off", what);
+    for (uint8_t *to = dst; n > 0;) {
+        int64_t len = MEDIA_READ_BLOCK - (src->base + at) % MEDIA_READ_BLOCK;
+        if (len > n)
+            len = n;
+        if (src->need && !src->need(src->ud, src->base + at, len))
+            return err_set(err, STATUS_UNAVAILABLE, "%s: source bytes at %lld could not be had",
+                           what, (long long)at);
+        ssize_t got = pread(src->fd, to, (size_t)len, src->base + at);
+        if (got <= 0)
+            return err_set(err, STATUS_UNAVAILABLE, "%s: %s", what,
+                           got < 0 ? strerror(errno) : "the source is cut off");
+        at += got;
+        to += got;
+        n -= got;
+    }
+    return STATUS_OK;
+}
+
 static int read_bytes(void *opaque, uint8_t *dst, int want)
 {
     struct codec_input *in = opaque;
@@ -87,37 +110,54 @@ enum status codec_error(const struct codec_input *in, int av, const char *what, 
     return err_set(err, STATUS_INVALID_ARGUMENT, "%s: %s", what, text);
 }
 
+static void free_io(AVIOContext *io)
+{
+    if (io)
+        av_freep(&io->buffer);
+    avio_context_free(&io);
+}
+
+AVFormatContext *codec_format_new(void *ud, int (*read)(void *ud, uint8_t *dst, int want),
+                                  int64_t (*seek)(void *ud, int64_t offset, int whence))
+{
+    uint8_t *buffer = av_malloc(IO_BUFFER);
+    AVIOContext *io =
+        buffer ? avio_alloc_context(buffer, IO_BUFFER, 0, ud, read, NULL, seek) : NULL;
+    AVFormatContext *f = io ? avformat_alloc_context() : NULL;
+    if (!f) {
+        if (!io)
+            av_free(buffer);
+        free_io(io);
+        return NULL;
+    }
+    f->pb = io;
+    f->flags |= AVFMT_FLAG_CUSTOM_IO;
+    f->io_open = refuse_open;
+    return f;
+}
+
+int codec_format_open(AVFormatContext **f, const AVInputFormat *format, AVDictionary **options)
+{
+    AVIOContext *io = (*f)->pb;
+    int n = avformat_open_input(f, NULL, format, options);
+    if (n < 0) // that frees the format's context but not our I/O
+        free_io(io);
+    return n;
+}
+
+void codec_format_close(AVFormatContext **f)
+{
+    AVIOContext *io = *f ? (*f)->pb : NULL;
+    avformat_close_input(f);
+    free_io(io);
+}
+
 void codec_input_close(struct codec_input *in)
 {
     if (!in)
         return;
-    AVIOContext *io = in->fmt ? in->fmt->pb : NULL;
-    avformat_close_input(&in->fmt);
-    if (io) {
-        av_freep(&io->buffer);
-        avio_context_free(&io);
-    }
+    codec_format_close(&in->fmt);
     mem_free(in);
-}
-
-static enum status prepare(struct codec_input *in, struct err *err)
-{
-    uint8_t *buffer = av_malloc(IO_BUFFER);
-    AVIOContext *io =
-        buffer ? avio_alloc_context(buffer, IO_BUFFER, 0, in, read_bytes, NULL, seek_bytes) : NULL;
-    in->fmt = io ? avformat_alloc_context() : NULL;
-    if (!in->fmt) {
-        if (io)
-            av_freep(&io->buffer);
-        else
-            av_free(buffer);
-        avio_context_free(&io);
-        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "source: out of memory");
-    }
-    in->fmt->pb = io;
-    in->fmt->flags |= AVFMT_FLAG_CUSTOM_IO;
-    in->fmt->io_open = refuse_open;
-    return STATUS_OK;
 }
 
 static enum status open_format(struct codec_input *in, bool raw_times, struct err *err)
@@ -131,14 +171,10 @@ static enum status open_format(struct codec_input *in, bool raw_times, struct er
     av_dict_set(&o, "probesize", PROBE_BYTES, 0);
     av_dict_set(&o, "max_streams", "64", 0);
     av_dict_set(&o, "analyzeduration", "10000000", 0);
-    AVIOContext *io = in->fmt->pb;
-    int n = avformat_open_input(&in->fmt, NULL, NULL, &o);
+    int n = codec_format_open(&in->fmt, NULL, &o);
     av_dict_free(&o);
     if (n >= 0)
         return STATUS_OK;
-    // A failed open frees the format context but not our I/O.
-    av_freep(&io->buffer);
-    avio_context_free(&io);
     if (in->failed)
         return codec_error(in, n, "source", err);
     if (n == AVERROR(ENOMEM)) // also the answer to too many streams
@@ -181,9 +217,10 @@ static enum status input_open(const struct codec_source *src, bool raw_times,
     if (!in)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "source: out of memory");
     in->src = src;
-    enum status s = prepare(in, err);
-    if (s == STATUS_OK)
-        s = open_format(in, raw_times, err);
+    in->fmt = codec_format_new(in, read_bytes, seek_bytes);
+    if (!in->fmt)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "source: out of memory");
+    enum status s = open_format(in, raw_times, err);
     if (s == STATUS_OK)
         s = look(in, err);
     if (s != STATUS_OK)

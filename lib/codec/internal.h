@@ -17,6 +17,10 @@ static inline void codec_frame_free_p(AVFrame **f)
 void codec_context_free_p(AVCodecContext **c); // of a decoder or an encoder; codecs.c
 
 // ---- input.c: a demuxer on a codec_source ----
+// Bytes [at, at + n) of the source into dst. what: goes before the text of errors.
+// errors  INVALID_ARGUMENT: the source does not have them; UNAVAILABLE: they could not be had
+enum status codec_source_read(const struct codec_source *src, int64_t at, void *dst, int64_t n,
+                              const char *what, struct err *err) MUST_CHECK;
 struct codec_jumps {
     bool finding; // the list is being made
     bool too_many;
@@ -27,6 +31,12 @@ struct codec_jumps {
     int64_t pos[MEDIA_MAX_TRACKS], next_us[MEDIA_MAX_TRACKS];
     bool seen[MEDIA_MAX_TRACKS];
 };
+// A demuxer's context on bytes of our own, which opens nothing else; NULL: out of memory.
+AVFormatContext *codec_format_new(void *ud, int (*read)(void *ud, uint8_t *dst, int want),
+                                  int64_t (*seek)(void *ud, int64_t offset, int whence));
+// avformat_open_input() on such a context, with what it returns; *f is NULL when it fails.
+int codec_format_open(AVFormatContext **f, const AVInputFormat *format, AVDictionary **options);
+void codec_format_close(AVFormatContext **f); // *f may be NULL
 struct codec_input {
     const struct codec_source *src;
     AVFormatContext *fmt;

@@ -519,40 +519,14 @@ static enum status unreadable(struct err *err)
                    "no subtitle can be read from the file: send SRT, WebVTT or ASS");
 }
 
-// The demuxer takes the I/O context's memory over, whatever happens.
 static enum status open_memory(struct memory *m, const char *format, struct codec_input *in,
                                struct err *err)
 {
-    const int size = 32 << 10;
-    uint8_t *buffer = av_malloc((size_t)size);
-    AVIOContext *io =
-        buffer ? avio_alloc_context(buffer, size, 0, m, read_memory, NULL, seek_memory) : NULL;
-    in->fmt = io ? avformat_alloc_context() : NULL;
-    if (!in->fmt) {
-        if (io)
-            av_freep(&io->buffer);
-        else
-            av_free(buffer);
-        avio_context_free(&io);
+    in->fmt = codec_format_new(m, read_memory, seek_memory);
+    if (!in->fmt)
         return no_memory(err);
-    }
-    in->fmt->pb = io;
-    in->fmt->flags |= AVFMT_FLAG_CUSTOM_IO;
-    if (avformat_open_input(&in->fmt, NULL, av_find_input_format(format), NULL) >= 0)
-        return STATUS_OK;
-    av_freep(&io->buffer);
-    avio_context_free(&io);
-    return unreadable(err);
-}
-
-static void close_memory(struct codec_input *in)
-{
-    AVIOContext *io = in->fmt ? in->fmt->pb : NULL;
-    avformat_close_input(&in->fmt);
-    if (io) {
-        av_freep(&io->buffer);
-        avio_context_free(&io);
-    }
+    return codec_format_open(&in->fmt, av_find_input_format(format), NULL) >= 0 ? STATUS_OK
+                                                                                : unreadable(err);
 }
 
 static enum status read_text_file(struct codec_input *in, struct track *t, struct err *err)
@@ -573,22 +547,6 @@ static enum status read_text_file(struct codec_input *in, struct track *t, struc
     return s == STATUS_OK && t->n == 0 ? unreadable(err) : s;
 }
 
-static enum status read_source(const struct codec_source *src, uint8_t *dst, struct err *err)
-{
-    for (int64_t at = 0; at < src->size;) {
-        int64_t n = MEDIA_READ_BLOCK - at % MEDIA_READ_BLOCK;
-        if (n > src->size - at)
-            n = src->size - at;
-        if (src->need && !src->need(src->ud, at, n))
-            return err_set(err, STATUS_UNAVAILABLE, "subtitles: bytes could not be had");
-        ssize_t got = pread(src->fd, dst + at, (size_t)n, at);
-        if (got <= 0)
-            return err_set(err, STATUS_UNAVAILABLE, "subtitles: the source is cut off");
-        at += got;
-    }
-    return STATUS_OK;
-}
-
 static enum status texts_of_bytes(const struct buf *utf8, const struct media_plan *plan,
                                   const struct codec_sink *sink, struct err *err)
 {
@@ -602,7 +560,7 @@ static enum status texts_of_bytes(const struct buf *utf8, const struct media_pla
     if (s == STATUS_OK)
         s = deliver(&t, plan, sink, err);
     track_done(&t);
-    close_memory(&in);
+    codec_format_close(&in.fmt);
     return s;
 }
 
@@ -615,7 +573,7 @@ static enum status texts_of_file(const struct codec_source *src, const struct me
     AUTO(mem_free_p) uint8_t *bytes = mem_alloc((size_t)src->size);
     if (!bytes)
         return no_memory(err);
-    enum status s = read_source(src, bytes, err);
+    enum status s = codec_source_read(src, 0, bytes, src->size, "subtitles", err);
     struct buf utf8;
     buf_init(&utf8, 3 * MEDIA_MAX_TEXT_BYTES);
     if (s == STATUS_OK)

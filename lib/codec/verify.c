@@ -5,7 +5,6 @@
 //
 // The source is decoded once for all renditions of a segment.
 #include <string.h>
-#include <unistd.h>
 
 #include "base/mem.h"
 #include "codec/internal.h"
@@ -300,22 +299,6 @@ static enum status verify_segment(struct verify *v, struct check *checks, struct
     return s;
 }
 
-static enum status read_at(const struct codec_source *src, int64_t offset, uint8_t *dst, size_t n,
-                           struct err *err)
-{
-    while (n > 0) {
-        int64_t left = MEDIA_READ_BLOCK - offset % MEDIA_READ_BLOCK;
-        size_t part = (int64_t)n < left ? n : (size_t)left;
-        if ((src->need && !src->need(src->ud, offset, (int64_t)part)) ||
-            pread(src->fd, dst, part, (off_t)offset) != (ssize_t)part)
-            return err_set(err, STATUS_UNAVAILABLE, "what is to be verified could not be had");
-        dst += part;
-        offset += (int64_t)part;
-        n -= part;
-    }
-    return STATUS_OK;
-}
-
 // The table at the end of the source, as checks in the order of segments.
 static enum status read_table(const struct codec_source *all, const struct media_plan *plan,
                               const struct media_task *t, struct check *checks, struct err *err)
@@ -325,7 +308,8 @@ static enum status read_table(const struct codec_source *all, const struct media
     if (!table)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "verify: out of memory");
     int64_t at = media_checks_offset(plan->source.size_bytes);
-    enum status s = read_at(all, at, table, 4 * n, err);
+    enum status s =
+        of_source(codec_source_read(all, at, table, 4 * (int64_t)n, "what is to be verified", err));
     at += 4 * (int64_t)n;
     for (size_t i = 0; s == STATUS_OK && i < n; i++) {
         size_t r = i / t->n_segments, k = i % t->n_segments;
