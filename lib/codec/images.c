@@ -349,6 +349,8 @@ static enum status make_cover(struct codec_input *in, const struct codec_sink *s
     if (i == in->fmt->nb_streams)
         return STATUS_OK;
     enum status s = codec_decoder_open(in, (int)i, 1, &dec, err);
+    if (s == STATUS_INVALID_ARGUMENT)
+        return STATUS_OK; // a cover that is not decoded here is none; the song has its waveform
     if (s != STATUS_OK)
         return s;
     if (avcodec_send_packet(dec, &in->fmt->streams[i]->attached_pic) < 0)

@@ -503,6 +503,29 @@ static void test_loudness_and_waveform_are_those_of_the_song(void **state)
     }
 }
 
+static void test_cover_of_a_strange_kind_does_not_cost_the_waveform(void **state)
+{
+    (void)state;
+    struct song s = open_song("-f lavfi -i sine=d=1:sample_rate=48000 -f lavfi -i "
+                              "color=size=32x32:duration=0.04 -map 0 -map 1 -c:v bmp -c:a "
+                              "libmp3lame -disposition:v attached_pic",
+                              ".mp3");
+    struct text t = {""};
+    struct media_task task = {.kind = MEDIA_TASK_IMAGES,
+                              .source_size = s.src.size,
+                              .threads = 1,
+                              .n_segments = 1,
+                              .n_renditions = 2,
+                              .renditions = {MEDIA_IMAGE_POSTER, MEDIA_IMAGE_WAVEFORM}};
+    struct codec_sink sink = {.segment = keep_text, .ud = &t};
+    struct err err = ERR_INIT;
+    assert_true(media_image_is_planned(s.plan, MEDIA_IMAGE_POSTER));
+    if (codec_images(&s.src, s.plan, &task, &sink, &err) != STATUS_OK)
+        fail_msg("%s", err.msg);
+    assert_true(field(&t, "\"length") > 0);
+    close_song(&s);
+}
+
 // ---- FLAC frames ----
 
 static void test_flac_frames_are_numbered_through(void **state)
@@ -536,6 +559,7 @@ int main(void)
         cmocka_unit_test(test_downmix_keeps_the_balance_and_never_clips),
         cmocka_unit_test(test_songs_tell_their_place_on_the_album),
         cmocka_unit_test(test_loudness_and_waveform_are_those_of_the_song),
+        cmocka_unit_test(test_cover_of_a_strange_kind_does_not_cost_the_waveform),
         cmocka_unit_test(test_flac_frames_are_numbered_through),
     };
     av_log_set_level(AV_LOG_QUIET);
