@@ -199,7 +199,7 @@ struct media_rendition {
     uint8_t preset; // H.264: enum media_preset
     uint8_t color[3]; // video: primaries, transfer, matrix (ITU-T H.273 numbers); 2: not specified
     uint8_t scale_from; // rendition that it is scaled from; MEDIA_FROM_SOURCE
-    char recipe[384];   // everything that shapes the bytes, as text
+    char recipe[768];   // everything that shapes the bytes, as text
     uint8_t recipe_digest[32];
     uint8_t *init; // the init segment
     size_t init_len;
