@@ -24,6 +24,13 @@ static enum status check_task(const struct media_plan *p, const struct media_tas
     return STATUS_OK;
 }
 
+// The stream that is copied and nothing else; -1: something is decoded.
+static int copied_stream(const struct media_plan *p, const struct media_task *t)
+{
+    const struct media_rendition *r = &p->renditions[t->renditions[0]];
+    return t->n_renditions == 1 && r->copy ? p->source.tracks[r->track].index : -1;
+}
+
 enum status codec_encode(const struct codec_source *src, const struct media_plan *plan,
                          const struct media_task *task, const struct codec_sink *sink,
                          struct err *err)
@@ -32,7 +39,7 @@ enum status codec_encode(const struct codec_source *src, const struct media_plan
     if (s != STATUS_OK)
         return s;
     AUTO(codec_input_close_p) struct codec_input *in = NULL;
-    s = codec_input_open(src, &in, err);
+    s = codec_input_open_to_copy(src, copied_stream(plan, task), &in, err);
     if (s != STATUS_OK)
         return s;
     codec_input_use_plan(in, plan);

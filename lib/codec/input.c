@@ -208,7 +208,18 @@ static enum status look(struct codec_input *in, struct err *err)
     return r < 0 ? codec_error(in, r, "the file cannot be read", err) : STATUS_OK;
 }
 
-static enum status input_open(const struct codec_source *src, bool raw_times,
+// An MP4's index says all that copying H.264 needs. A fragmented one has none at its beginning.
+static bool says_all(const struct codec_input *in, int stream)
+{
+    if (!codec_is_mov(in) || stream < 0 || (unsigned)stream >= in->fmt->nb_streams)
+        return false;
+    AVStream *st = in->fmt->streams[stream];
+    return st->codecpar->codec_id == AV_CODEC_ID_H264 && st->codecpar->extradata_size > 0 &&
+           avformat_index_get_entries_count(st) > 0;
+}
+
+// copied: the stream that is not going to be decoded; -1: any may be.
+static enum status input_open(const struct codec_source *src, bool raw_times, int copied,
                               struct codec_input **ret, struct err *err)
 {
     if (src->size <= 0)
@@ -221,7 +232,7 @@ static enum status input_open(const struct codec_source *src, bool raw_times,
     if (!in->fmt)
         return err_set(err, STATUS_RESOURCE_EXHAUSTED, "source: out of memory");
     enum status s = open_format(in, raw_times, err);
-    if (s == STATUS_OK)
+    if (s == STATUS_OK && !says_all(in, copied))
         s = look(in, err);
     if (s != STATUS_OK)
         return s;
@@ -232,13 +243,19 @@ static enum status input_open(const struct codec_source *src, bool raw_times,
 enum status codec_input_open(const struct codec_source *src, struct codec_input **ret,
                              struct err *err)
 {
-    return input_open(src, false, ret, err);
+    return input_open(src, false, -1, ret, err);
 }
 
 enum status codec_input_open_raw(const struct codec_source *src, struct codec_input **ret,
                                  struct err *err)
 {
-    return input_open(src, true, ret, err);
+    return input_open(src, true, -1, ret, err);
+}
+
+enum status codec_input_open_to_copy(const struct codec_source *src, int stream,
+                                     struct codec_input **ret, struct err *err)
+{
+    return input_open(src, false, stream, ret, err);
 }
 
 bool codec_is_mov(const struct codec_input *in)

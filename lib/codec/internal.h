@@ -51,6 +51,10 @@ enum status codec_input_open(const struct codec_source *src, struct codec_input 
 // The same with MP4's edit lists left alone: times are the media's own (edits.c).
 enum status codec_input_open_raw(const struct codec_source *src, struct codec_input **ret,
                                  struct err *err) MUST_CHECK;
+// The same for packets of that stream as they are: its data is looked into only where the index
+// does not say enough.
+enum status codec_input_open_to_copy(const struct codec_source *src, int stream,
+                                     struct codec_input **ret, struct err *err) MUST_CHECK;
 void codec_input_close(struct codec_input *in);
 DEFINE_AUTO(struct codec_input, codec_input_close)
 // Status and text for what FFmpeg returned while doing `what`.
