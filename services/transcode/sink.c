@@ -35,6 +35,7 @@ struct sink {
     size_t queued_bytes; // waiting or being put
     bool busy;           // the thread has one, or tells of some
     bool stop;
+    bool told;      // of some; the thread's own
     struct err err; // of the first failure
     int64_t busy_us, stored_bytes;
 };
@@ -169,6 +170,7 @@ static void tell(struct sink *s)
     enum status st = s->fn(s->ud, s->stored, s->n_stored, &err);
     if (st == STATUS_OK)
         s->n_stored = 0;
+    s->told = true;
     if (st == STATUS_UNAVAILABLE || st == STATUS_DEADLINE_EXCEEDED || st == STATUS_UNIMPLEMENTED)
         err = (struct err)ERR_INIT; // with the next, or at the end
     pthread_mutex_lock(&s->lock);
@@ -183,7 +185,8 @@ static void *store_thread(void *ud)
         pthread_mutex_lock(&s->lock);
         s->busy = true;
         store(s, g);
-        if (list_is_empty(&s->queue))
+        // Several at once cost less, but the first of an urgent task is what somebody waits for.
+        if (list_is_empty(&s->queue) || (s->run->task->urgent && !s->told))
             tell(s);
         s->busy = false;
         pthread_cond_broadcast(&s->changed);

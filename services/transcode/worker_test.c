@@ -60,8 +60,10 @@ struct lease {
     size_t n_outputs, plan_len; // n_outputs: published, and with Complete
     size_t n_published;
     int32_t first_published;
-    int32_t n_made;  // segments from the second on that the lease says are made
-    bool wanted;     // for the spare slot
+    size_t n_at_first; // outputs of the first publication
+    int32_t n_made;    // segments from the second on that the lease says are made
+    bool wanted;       // for the spare slot
+    bool urgent;
     bool yield;      // what Renew answers
     unsigned n_told; // so often
     int64_t fence;
@@ -307,6 +309,7 @@ static Transcode__Task *describe(struct world *w, struct lease *l, struct arena 
         t->n_renditions = 1;
         t->first_segment = l->first;
         t->n_segments = l->n;
+        t->urgent = l->urgent;
         describe_made(l, t, a);
     }
     return t;
@@ -406,8 +409,10 @@ static enum status on_publish(struct rpc_call *call, const Transcode__PublishReq
     } else if (w->refuse_publish) {
         s = err_set(err, STATUS_UNAVAILABLE, "not now");
     } else {
-        if (!l->n_published)
+        if (!l->n_published) {
             l->first_published = req->outputs[0]->segment;
+            l->n_at_first = req->n_outputs;
+        }
         l->n_published += count_stored(w, req->n_outputs, req->outputs);
     }
     unlock(w);
@@ -1021,6 +1026,30 @@ static void test_what_is_made_already_is_left_out(void **state)
     stop_worker(w);
 }
 
+// Its first segment has a process of its own, the others share those of the gaps.
+static void test_urgent_task_is_made_in_parts_and_whole(void **state)
+{
+    struct world *w = *state;
+    if (!load_film(w))
+        skip();
+    make_plan(w);
+    assert_true(w->n_segments > 3);
+    struct lease *whole = offer(w, TRANSCODE__TASK_KIND__CHUNK, 1);
+    struct lease *gaps = offer(w, TRANSCODE__TASK_KIND__CHUNK, 1);
+    lock(w);
+    whole->urgent = gaps->urgent = true;
+    gaps->n_made = 1;
+    unlock(w);
+    start_worker(w, 1);
+    AWAIT(w, whole->n_completed || whole->n_failed);
+    AWAIT(w, gaps->n_completed || gaps->n_failed);
+    assert_int_equal(whole->n_outputs, w->n_segments);
+    assert_int_equal(whole->first_published, 0);
+    assert_int_equal(whole->n_at_first, 1); // whoever waits for it does not wait for the next
+    assert_int_equal(gaps->n_outputs, w->n_segments - 1);
+    stop_worker(w);
+}
+
 static void test_yielding_task_is_given_back_after_its_segment(void **state)
 {
     struct world *w = *state;
@@ -1110,6 +1139,7 @@ int main(void)
         TEST(test_segments_are_published_as_they_are_made),
         TEST(test_what_could_not_be_published_comes_with_the_end),
         TEST(test_what_is_made_already_is_left_out),
+        TEST(test_urgent_task_is_made_in_parts_and_whole),
         TEST(test_yielding_task_is_given_back_after_its_segment),
         TEST(test_spare_slot_makes_the_wanted_segment_while_the_others_are_busy),
         TEST(test_two_slots_work_at_once),
