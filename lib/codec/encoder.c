@@ -61,11 +61,12 @@ static const char *encoder_name(enum media_codec c)
     return "";
 }
 
-// One segment is one group of pictures: no keyframe but the first. VBV half full at the start and
-// one second long, so that segments made apart keep the cap when played one after another.
+// One segment is one group of pictures: no keyframe but the first. VBV one second long and
+// as full at the start as bandwidth_bps allows for: segments made apart keep the promise when
+// played one after another, and the keyframe at their beginning has room.
 static const char x264_params[] =
-    "keyint=infinite:min-keyint=1000000:open-gop=0:vbv-init=0.5:threads=1:lookahead-threads=1:"
-    "sliced-threads=0:force-cfr=1";
+    "keyint=infinite:min-keyint=1000000:open-gop=0:vbv-init=" AV_STRINGIFY(
+        MEDIA_H264_START) ":threads=1:lookahead-threads=1:sliced-threads=0:force-cfr=1";
 // "quality" costs about four times as much. Both reorder by at most two frames (media_rendition's
 // cts_shift).
 static const struct {

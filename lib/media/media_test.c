@@ -303,6 +303,20 @@ static void test_ladder_never_exceeds_the_source(void **state)
     }
 }
 
+// A segment may take what its time lets in and what the buffer held where it began.
+static void test_bandwidth_holds_for_segments_that_begin_with_a_full_buffer(void **state)
+{
+    (void)state;
+    AUTO(media_plan_free_p) struct media_plan *p = make_plan(1000, true, 50);
+    double shortest = 2; // half of the longest, which 4 s are
+    assert_int_equal(p->renditions[0].codec, MEDIA_CODEC_H264);
+    for (size_t i = 0; i < p->video.n_segments; i++)
+        assert_true(p->video.segments[i].duration >= 2 * (int64_t)p->video.timescale);
+    double bits = p->renditions[0].maxrate_bps * (shortest + MEDIA_H264_START);
+    assert_true(p->renditions[0].bandwidth_bps >= bits / shortest);
+    assert_true(p->renditions[0].bandwidth_bps < bits / shortest + 10000); // boxes
+}
+
 // ---- bytes ----
 
 static struct buf encoded(const struct media_plan *p)
@@ -1235,6 +1249,7 @@ static void test_window_holds_what_was_fetched_last(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bandwidth_holds_for_segments_that_begin_with_a_full_buffer),
         cmocka_unit_test(test_window_holds_what_was_fetched_last),
         cmocka_unit_test(test_scaling_rounds_as_named_and_saturates),
         cmocka_unit_test(test_sniff_names_the_kind_by_content),

@@ -22,6 +22,7 @@
 
 #define MEDIA_PLAN_VERSION 2
 #define MEDIA_PLAN_MAX_BYTES (4U << 20) // encoded
+#define MEDIA_H264_START 0.9 // of a buffer of one second of maxrate_bps, where a segment begins
 #define MEDIA_MAX_RENDITIONS 64
 #define MEDIA_MAX_TRACKS 64
 #define MEDIA_MAX_SEGMENTS 65536

@@ -347,6 +347,8 @@ static double shortest_window_s(const struct media_grid *g)
     return least > 0.04 ? least : 0.04;
 }
 
+#define OTHER_START 0.5 // as MEDIA_H264_START, of the other codecs
+
 static uint32_t clamp_rate(double v)
 {
     return v < UINT32_MAX ? (uint32_t)v : UINT32_MAX;
@@ -362,7 +364,8 @@ void media_plan_set_bandwidth(struct media_plan *p)
         double window = shortest_window_s(g), boxes = 160 * 8 / window;
         if (r->kind == MEDIA_VIDEO) {
             double fps = (double)g->n_frames * g->timescale / (double)g->duration;
-            double peak = r->copy ? 1 : 1 + 0.5 / window; // a copy's segments are known
+            double start = r->codec == MEDIA_CODEC_H264 ? MEDIA_H264_START : OTHER_START;
+            double peak = r->copy ? 1 : 1 + start / window; // a copy's segments are known
             r->bandwidth_bps = clamp_rate(r->maxrate_bps * peak + boxes + fps * 16 * 8);
         } else {
             // Both encoders vary around their rate; a fifth covers what was seen over one segment.

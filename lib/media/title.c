@@ -68,8 +68,8 @@ static uint64_t most(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-// A segment begins with the buffer (a second of the cap) half full: room for its keyframe and half
-// of another, or the whole segment suffers from a poor first picture.
+// A segment begins with the buffer (a second of the cap) nearly full: room for its keyframe and for
+// what follows while the next one comes, or the whole segment suffers from a poor first picture.
 static uint64_t cap_for_key(const struct media_title *t, const struct media_rendition *r)
 {
     return 3 * scale_by_pixels(8 * (uint64_t)t->key_bytes, pixels_of(r), t->pixels);
