@@ -185,6 +185,10 @@ static enum status print_answer(struct ctl *k, const Orchestrator__DecideReply *
         printf(": %s%s%s", d->video_rendition,
                *d->video_rendition && *d->audio_rendition ? " + " : "", d->audio_rendition);
     putchar('\n');
+    if (r->loudness)
+        printf("%.1f LUFS, range %.1f LU, true peak %.1f dBTP\n",
+               r->loudness->integrated_mlufs / 1000.0, r->loudness->range_mlu / 1000.0,
+               r->loudness->true_peak_mdb / 1000.0);
     print_reasons(d);
     putchar('\n');
     enum status s = print_tracks(k, d);

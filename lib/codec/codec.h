@@ -54,6 +54,11 @@ enum status codec_encode(const struct codec_source *src, const struct media_plan
 enum status codec_images(const struct codec_source *src, const struct media_plan *plan,
                          const struct media_task *task, const struct codec_sink *sink,
                          struct err *err) MUST_CHECK;
+// Measure the default track's sound, by a measure task: MEDIA_IMAGE_LOUDNESS and, of a song,
+// MEDIA_IMAGE_WAVEFORM. One pass over all of it.
+enum status codec_measure(const struct codec_source *src, const struct media_plan *plan,
+                          const struct media_task *task, const struct codec_sink *sink,
+                          struct err *err) MUST_CHECK;
 // Look at the segments that come with the source of a verify task (media/checks.h): STATUS_OK when
 // they decode to what the plan says and show what the source shows.
 // errors  INVALID_ARGUMENT: one is wrong, with a sentence that names it; FAILED_PRECONDITION: the

@@ -336,7 +336,7 @@ static void make_images(const struct codec_source *s, const struct media_plan *p
         .source_size = s->size,
         .threads = 1,
         .n_segments = 1,
-        .n_renditions = MEDIA_N_IMAGES - 1, // films have no waveform
+        .n_renditions = 3,
         .renditions = {MEDIA_IMAGE_POSTER, MEDIA_IMAGE_TILES, MEDIA_IMAGE_PREVIEW}};
     struct codec_sink sink = {.segment = keep_image, .ud = ret};
     struct err err = ERR_INIT;

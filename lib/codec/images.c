@@ -350,7 +350,7 @@ static enum status make_cover(struct codec_input *in, const struct codec_sink *s
         return STATUS_OK;
     enum status s = codec_decoder_open(in, (int)i, 1, &dec, err);
     if (s == STATUS_INVALID_ARGUMENT)
-        return STATUS_OK; // a cover that is not decoded here is none; the song has its waveform
+        return STATUS_OK; // a cover that is not decoded here is none
     if (s != STATUS_OK)
         return s;
     if (avcodec_send_packet(dec, &in->fmt->streams[i]->attached_pic) < 0)
@@ -501,7 +501,5 @@ enum status codec_images(const struct codec_source *src, const struct media_plan
         return make_stills(in, plan, task, sink, err);
     if (wants(plan, task, MEDIA_IMAGE_POSTER))
         s = make_cover(in, sink, err);
-    return s == STATUS_OK && wants(plan, task, MEDIA_IMAGE_WAVEFORM)
-               ? codec_measure(in, plan, sink, err)
-               : s;
+    return s;
 }

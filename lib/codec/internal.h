@@ -285,11 +285,6 @@ enum status codec_sound_read(struct codec_sound *s, int64_t begin, int64_t end, 
 // Whether seeking by time finds the samples that reading from the beginning would.
 bool codec_seek_is_exact(const struct codec_input *in);
 
-// ---- measure.c ----
-// The waveform and the loudness of a song, as MEDIA_IMAGE_WAVEFORM.
-enum status codec_measure(struct codec_input *in, const struct media_plan *plan,
-                          const struct codec_sink *sink, struct err *err) MUST_CHECK;
-
 // ---- flac.c ----
 // A frame of fixed block size with that number, appended. False: not one, or no memory.
 bool codec_put_flac_frame(struct buf *b, const uint8_t *p, size_t n, uint32_t number);

@@ -1,5 +1,5 @@
-// What a song looks and feels like: its waveform, and its loudness by ITU-R BS.1770-4 and EBU R 128
-// (Tech 3341, 3342), measured on the stereo that players get. One pass over the whole sound.
+// How loud the sound of an item is, by ITU-R BS.1770-4 and EBU R 128 (Tech 3341, 3342), measured on
+// the stereo that players get, and what a song looks like: its waveform. One pass over all of it.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +7,7 @@
 #include "base/mem.h"
 #include "codec/internal.h"
 #include "media/image.h"
+#include "media/loudness.h"
 
 #define HOP (MEDIA_AUDIO_RATE / 10) // 100 ms: blocks of 400 ms overlap by three quarters
 #define WINDOW (HOP * 200)
@@ -171,29 +172,54 @@ static enum status range(const struct meter *m, double *ret, struct err *err)
     return STATUS_OK;
 }
 
-static enum status deliver(const struct meter *m, const struct codec_sink *sink, struct err *err)
+static int32_t thousandths(double v)
+{
+    return (int32_t)lrint(v * 1000);
+}
+
+static enum status judge(const struct meter *m, struct media_loudness *ret, struct err *err)
 {
     double lra = 0, peak = m->peak > 0 ? 20 * log10((double)m->peak) : -99;
     enum status s = range(m, &lra, err);
-    if (s != STATUS_OK)
-        return s;
-    struct buf b;
-    buf_init(&b, MEDIA_MAX_IMAGE_BYTES);
-    buf_printf(&b,
-               "{\"version\":2,\"channels\":1,\"sample_rate\":%d,\"samples_per_pixel\":%lld,"
-               "\"bits\":8,\"length\":%lld,\"loudness\":{\"integrated_lufs\":%.2f,"
-               "\"range_lu\":%.2f,\"true_peak_dbtp\":%.2f},\"data\":[",
-               MEDIA_AUDIO_RATE, (long long)m->per_point, (long long)m->n_points, integrated(m),
-               lra, peak > -99 ? peak : -99);
-    for (int64_t i = 0; i < 2 * m->n_points; i++)
-        buf_printf(&b, "%s%d", i ? "," : "", m->points[i]);
-    buf_puts(&b, "]}");
-    if (b.failed)
-        s = err_set(err, STATUS_RESOURCE_EXHAUSTED, "waveform: out of memory");
-    struct media_segment_out out = {.rendition = MEDIA_IMAGE_WAVEFORM, .size = (uint32_t)b.len};
     if (s == STATUS_OK)
-        s = sink->segment(sink->ud, &out, b.data, b.len, err);
-    buf_done(&b);
+        *ret = (struct media_loudness){.integrated_mlufs = thousandths(integrated(m)),
+                                       .range_mlu = thousandths(lra),
+                                       .true_peak_mdb = thousandths(peak > -99 ? peak : -99)};
+    return s;
+}
+
+static void print_waveform(const struct meter *m, const struct media_loudness *l, struct buf *b)
+{
+    buf_printf(b,
+               "{\"version\":2,\"channels\":1,\"sample_rate\":%d,\"samples_per_pixel\":%lld,"
+               "\"bits\":8,\"length\":%lld,\"loudness\":",
+               MEDIA_AUDIO_RATE, (long long)m->per_point, (long long)m->n_points);
+    media_loudness_print(l, b);
+    buf_puts(b, ",\"data\":[");
+    for (int64_t i = 0; i < 2 * m->n_points; i++)
+        buf_printf(b, "%s%d", i ? "," : "", m->points[i]);
+    buf_puts(b, "]}");
+}
+
+static enum status deliver(const struct meter *m, const struct media_task *task,
+                           const struct codec_sink *sink, struct err *err)
+{
+    struct media_loudness l = {0};
+    enum status s = judge(m, &l, err);
+    for (uint32_t i = 0; s == STATUS_OK && i < task->n_renditions; i++) {
+        struct buf b;
+        buf_init(&b, MEDIA_MAX_IMAGE_BYTES);
+        if (task->renditions[i] == MEDIA_IMAGE_WAVEFORM)
+            print_waveform(m, &l, &b);
+        else if (task->renditions[i] == MEDIA_IMAGE_LOUDNESS)
+            media_loudness_print(&l, &b);
+        struct media_segment_out out = {.rendition = task->renditions[i], .size = (uint32_t)b.len};
+        if (b.failed)
+            s = err_set(err, STATUS_RESOURCE_EXHAUSTED, "loudness: out of memory");
+        else if (b.len)
+            s = sink->segment(sink->ud, &out, b.data, b.len, err);
+        buf_done(&b);
+    }
     return s;
 }
 
@@ -217,8 +243,9 @@ static enum status set_up(struct meter *m, int64_t n, struct err *err)
                           MEDIA_AUDIO_RATE * OVERSAMPLING, err);
 }
 
-enum status codec_measure(struct codec_input *in, const struct media_plan *plan,
-                          const struct codec_sink *sink, struct err *err)
+static enum status measure(struct codec_input *in, const struct media_plan *plan,
+                           const struct media_task *task, const struct codec_sink *sink,
+                           struct err *err)
 {
     const struct media_track *t = media_plan_track(plan, MEDIA_TRACK_AUDIO);
     int64_t n = media_plan_samples(plan);
@@ -243,7 +270,7 @@ enum status codec_measure(struct codec_input *in, const struct media_plan *plan,
             sink->progress(sink->ud, end, n);
     }
     if (s == STATUS_OK)
-        s = deliver(&m, sink, err);
+        s = deliver(&m, task, sink, err);
     for (int c = 0; c < 2; c++) {
         mem_free(side[c]);
         mem_free(m.fine[c]);
@@ -252,4 +279,16 @@ enum status codec_measure(struct codec_input *in, const struct media_plan *plan,
     mem_free(m.points);
     swr_free(&m.over);
     return s;
+}
+
+enum status codec_measure(const struct codec_source *src, const struct media_plan *plan,
+                          const struct media_task *task, const struct codec_sink *sink,
+                          struct err *err)
+{
+    AUTO(codec_input_close_p) struct codec_input *in = NULL;
+    enum status s = codec_input_open(src, &in, err);
+    if (s != STATUS_OK)
+        return s;
+    codec_input_use_plan(in, plan);
+    return measure(in, plan, task, sink, err);
 }

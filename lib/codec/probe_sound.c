@@ -289,14 +289,16 @@ struct kind {
     enum media_codec codec;
     uint32_t bitrate_bps; // 0: lossless
     uint8_t channels;
+    bool normalised;
 };
-static const struct kind a64 = {"a64", MEDIA_CODEC_AAC, 64000, 2},
-                         a128 = {"a128", MEDIA_CODEC_AAC, 128000, 2},
-                         a256 = {"a256", MEDIA_CODEC_AAC, 256000, 2},
-                         a384 = {"a384", MEDIA_CODEC_AAC, 384000, 6},
-                         o128 = {"o128", MEDIA_CODEC_OPUS, 128000, 2},
-                         flac2 = {"flac", MEDIA_CODEC_FLAC, 0, 2},
-                         flac6 = {"flac", MEDIA_CODEC_FLAC, 0, 6};
+static const struct kind a64 = {"a64", MEDIA_CODEC_AAC, 64000, 2, false},
+                         a128 = {"a128", MEDIA_CODEC_AAC, 128000, 2, false},
+                         a128n = {"a128n", MEDIA_CODEC_AAC, 128000, 2, true},
+                         a256 = {"a256", MEDIA_CODEC_AAC, 256000, 2, false},
+                         a384 = {"a384", MEDIA_CODEC_AAC, 384000, 6, false},
+                         o128 = {"o128", MEDIA_CODEC_OPUS, 128000, 2, false},
+                         flac2 = {"flac", MEDIA_CODEC_FLAC, 0, 2, false},
+                         flac6 = {"flac", MEDIA_CODEC_FLAC, 0, 6, false};
 
 struct planner {
     struct media_plan *plan;
@@ -320,6 +322,7 @@ static enum status add(struct planner *p, const struct kind *k, size_t track, bo
     r->track = (uint8_t)track;
     r->lazy = lazy;
     r->channels = k->channels;
+    r->normalised = k->normalised;
     r->frame_rate = (struct media_rational){0, 1};
     r->timescale = MEDIA_AUDIO_RATE;
     r->frame_samples = k->codec == MEDIA_CODEC_AAC    ? 1024
@@ -345,8 +348,12 @@ static enum status add_renditions(struct planner *p, const struct codec_sounds *
     for (size_t i = 0; i < sounds->n && s == STATUS_OK; i++)
         if ((size_t)sounds->t[i].stream != p->main && tracks[sounds->t[i].stream].chosen)
             s = add(p, &a128, (size_t)sounds->t[i].stream, false, err);
-    const struct kind *const on_request[] = {&a64, &a256, alone ? NULL : &o128,
-                                             surround ? &flac6 : &flac2, surround ? &a384 : NULL};
+    const struct kind *const on_request[] = {&a128n,
+                                             &a64,
+                                             &a256,
+                                             alone ? NULL : &o128,
+                                             surround ? &flac6 : &flac2,
+                                             surround ? &a384 : NULL};
     for (size_t i = 0; i < N_ELEMENTS(on_request) && s == STATUS_OK; i++)
         if (on_request[i])
             s = add(p, on_request[i], p->main, true, err);

@@ -15,6 +15,7 @@
 #include "base/mem.h"
 #include "codec/internal.h"
 #include "media/image.h"
+#include "media/loudness.h"
 #include "support/media.h"
 
 #define RATE MEDIA_AUDIO_RATE
@@ -24,6 +25,7 @@
 struct song {
     struct codec_source src;
     struct media_plan *plan;
+    int32_t gain_mdb; // of normalised renditions
 };
 
 static struct song open_song(const char *args, const char *suffix)
@@ -80,6 +82,7 @@ static void make(const struct song *s, const uint8_t *renditions, uint32_t n_ren
     struct media_task t = {.kind = MEDIA_TASK_CHUNK,
                            .source_size = s->src.size,
                            .threads = 1,
+                           .gain_mdb = s->gain_mdb,
                            .first_segment = first,
                            .n_segments = n,
                            .n_renditions = n_renditions};
@@ -138,20 +141,28 @@ static void decode(AVFormatContext *fmt, struct heard *h)
     avcodec_free_context(&dec);
 }
 
-// The whole of a rendition, as a player hears it.
-static struct heard play(const struct song *s, const char *id)
+// The whole of a rendition, as a file.
+static int make_file(const struct song *s, const char *id)
 {
     size_t r = rendition(s, id);
     struct made m = {.bytes = {0}};
-    char path[32];
-    struct heard h = {.n = media_plan_samples(s->plan)};
     buf_init(&m.bytes, 64 << 20);
     buf_append(&m.bytes, s->plan->renditions[r].init, s->plan->renditions[r].init_len);
     make(s, &(uint8_t){(uint8_t)r}, 1, 0, (uint32_t)s->plan->audio.n_segments, &m);
-    for (int c = 0; c < MEDIA_MAX_CHANNELS; c++)
-        assert_non_null(h.side[c] = mem_array((size_t)h.n, sizeof(float)));
     int fd = memfd_create("rendition", MFD_CLOEXEC);
     assert_int_equal(write(fd, m.bytes.data, m.bytes.len), (ssize_t)m.bytes.len);
+    buf_done(&m.bytes);
+    return fd;
+}
+
+// The whole of a rendition, as a player hears it.
+static struct heard play(const struct song *s, const char *id)
+{
+    char path[32];
+    struct heard h = {.n = media_plan_samples(s->plan)};
+    for (int c = 0; c < MEDIA_MAX_CHANNELS; c++)
+        assert_non_null(h.side[c] = mem_array((size_t)h.n, sizeof(float)));
+    int fd = make_file(s, id);
     snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
     AVFormatContext *fmt = NULL;
     assert_int_equal(avformat_open_input(&fmt, path, NULL, NULL), 0);
@@ -159,7 +170,6 @@ static struct heard play(const struct song *s, const char *id)
     decode(fmt, &h);
     avformat_close_input(&fmt);
     close(fd);
-    buf_done(&m.bytes);
     return h;
 }
 
@@ -445,13 +455,18 @@ static void test_songs_tell_their_place_on_the_album(void **state)
 
 struct text {
     char s[32768];
+    struct media_loudness loudness;
+    int n_loudness;
 };
 
 static enum status keep_text(void *ud, const struct media_segment_out *out, const void *bytes,
                              size_t n, struct err *err)
 {
     struct text *t = ud;
-    (void)err;
+    if (out->rendition == MEDIA_IMAGE_LOUDNESS) {
+        t->n_loudness++;
+        return media_loudness_parse(bytes, n, &t->loudness, err);
+    }
     assert_int_equal(out->rendition, MEDIA_IMAGE_WAVEFORM);
     assert_true(media_image_is_sane(bytes, n) && n < sizeof(t->s));
     memcpy(t->s, bytes, n);
@@ -464,6 +479,23 @@ static double field(const struct text *t, const char *name)
     const char *at = strstr(t->s, name);
     assert_non_null(at);
     return strtod(at + strlen(name) + 2, NULL);
+}
+
+static void measure(const struct song *s, struct text *ret)
+{
+    struct media_task task = {.kind = MEDIA_TASK_MEASURE,
+                              .source_size = s->src.size,
+                              .threads = 1,
+                              .n_segments = 1,
+                              .n_renditions = 1,
+                              .renditions = {MEDIA_IMAGE_LOUDNESS, MEDIA_IMAGE_WAVEFORM}};
+    task.n_renditions += media_image_is_planned(s->plan, MEDIA_IMAGE_WAVEFORM);
+    struct codec_sink sink = {.segment = keep_text, .ud = ret};
+    struct err err = ERR_INIT;
+    *ret = (struct text){.n_loudness = 0};
+    if (codec_measure(&s->src, s->plan, &task, &sink, &err) != STATUS_OK)
+        fail_msg("%s", err.msg);
+    assert_int_equal(ret->n_loudness, 1);
 }
 
 static void test_loudness_and_waveform_are_those_of_the_song(void **state)
@@ -481,17 +513,8 @@ static void test_loudness_and_waveform_are_those_of_the_song(void **state)
     };
     for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
         struct song s = open_song(rows[i].args, ".wav");
-        struct text t = {""};
-        struct media_task task = {.kind = MEDIA_TASK_IMAGES,
-                                  .source_size = s.src.size,
-                                  .threads = 1,
-                                  .n_segments = 1,
-                                  .n_renditions = 1,
-                                  .renditions = {MEDIA_IMAGE_WAVEFORM}};
-        struct codec_sink sink = {.segment = keep_text, .ud = &t};
-        struct err err = ERR_INIT;
-        if (codec_images(&s.src, s.plan, &task, &sink, &err) != STATUS_OK)
-            fail_msg("%s", err.msg);
+        struct text t;
+        measure(&s, &t);
         double l = field(&t, "integrated_lufs"), peak = field(&t, "true_peak_dbtp");
         if (fabs(l - rows[i].lufs) > 0.1 || fabs(peak + 18.06) > 0.3)
             fail_msg("%.2f LUFS, %.2f dBTP", l, peak);
@@ -499,6 +522,8 @@ static void test_loudness_and_waveform_are_those_of_the_song(void **state)
         double length = field(&t, "\"length");
         assert_true(length > 1700 && length <= 1800);
         assert_non_null(strstr(t.s, "-16,16,-16,16")); // an eighth of 127
+        assert_true(fabs(t.loudness.integrated_mlufs / 1000.0 - l) < 0.001);
+        assert_true(fabs(t.loudness.true_peak_mdb / 1000.0 - peak) < 0.001);
         close_song(&s);
     }
 }
@@ -510,19 +535,94 @@ static void test_cover_of_a_strange_kind_does_not_cost_the_waveform(void **state
                               "color=size=32x32:duration=0.04 -map 0 -map 1 -c:v bmp -c:a "
                               "libmp3lame -disposition:v attached_pic",
                               ".mp3");
-    struct text t = {""};
+    struct text t;
     struct media_task task = {.kind = MEDIA_TASK_IMAGES,
                               .source_size = s.src.size,
                               .threads = 1,
                               .n_segments = 1,
-                              .n_renditions = 2,
-                              .renditions = {MEDIA_IMAGE_POSTER, MEDIA_IMAGE_WAVEFORM}};
+                              .n_renditions = 1,
+                              .renditions = {MEDIA_IMAGE_POSTER}};
     struct codec_sink sink = {.segment = keep_text, .ud = &t};
     struct err err = ERR_INIT;
     assert_true(media_image_is_planned(s.plan, MEDIA_IMAGE_POSTER));
     if (codec_images(&s.src, s.plan, &task, &sink, &err) != STATUS_OK)
         fail_msg("%s", err.msg);
+    measure(&s, &t);
     assert_true(field(&t, "\"length") > 0);
+    close_song(&s);
+}
+
+// Measure, make the normalised rendition, measure that.
+static void normalise(struct song *s, struct media_loudness *ret_before,
+                      struct media_loudness *ret_after)
+{
+    struct text t;
+    struct err err = ERR_INIT;
+    measure(s, &t);
+    *ret_before = t.loudness;
+    s->gain_mdb = media_loudness_gain_mdb(&t.loudness);
+    struct song made = {.src = {.fd = make_file(s, "a128n")}};
+    struct stat st;
+    assert_int_equal(fstat(made.src.fd, &st), 0);
+    made.src.size = st.st_size;
+    assert_int_equal(codec_probe(&made.src, NULL, &made.plan, &err), STATUS_OK);
+    measure(&made, &t);
+    *ret_after = t.loudness;
+    close_song(&made);
+}
+
+static void test_normalised_sound_is_as_loud_as_it_says(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *args, *suffix;
+        int32_t mlufs;
+    } rows[] = {
+        {"-f lavfi -i sine=1000:d=12 -af volume=-12dB -c:a pcm_s16le", ".wav", -30060},
+        {"-f lavfi -i sine=1000:d=12 -af volume=15dB -c:a pcm_s16le", ".wav", -3060},
+        {"-f lavfi -i testsrc=s=64x64:r=5:d=6 -f lavfi -i sine=1000:d=6 -af volume=-12dB -c:v "
+         "mpeg4 -c:a flac",
+         ".mkv", -30060},
+    };
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++) {
+        struct song s = open_song(rows[i].args, rows[i].suffix);
+        struct media_loudness before, after;
+        assert_true(s.plan->renditions[rendition(&s, "a128n")].lazy);
+        normalise(&s, &before, &after);
+        if (abs(before.integrated_mlufs - rows[i].mlufs) > 100 ||
+            abs(after.integrated_mlufs + 16000) > 300)
+            fail_msg("row %zu: %d mLUFS became %d", i, before.integrated_mlufs,
+                     after.integrated_mlufs);
+        close_song(&s);
+    }
+}
+
+static void test_normalised_sound_keeps_its_peaks_below_full_scale(void **state)
+{
+    (void)state;
+    struct song s = open_song("-f lavfi -i aevalsrc='0.03*sin(2000*PI*t)+"
+                              "0.9*sin(2000*PI*t)*between(t,5,5.001)':d=12:s=48000 -c:a pcm_s16le",
+                              ".wav");
+    struct media_loudness before, after;
+    normalise(&s, &before, &after);
+    if (before.integrated_mlufs > -25000 || before.true_peak_mdb < -3000)
+        fail_msg("%d mLUFS, %d mdBTP", before.integrated_mlufs, before.true_peak_mdb);
+    assert_int_equal(s.gain_mdb, -1000 - before.true_peak_mdb);
+    if (after.true_peak_mdb > -500)
+        fail_msg("the peak is at %d mdBTP", after.true_peak_mdb);
+    assert_true(abs(before.integrated_mlufs + s.gain_mdb - after.integrated_mlufs) < 300);
+    close_song(&s);
+}
+
+static void test_silence_stays_as_it_is(void **state)
+{
+    (void)state;
+    struct song s = open_song("-f lavfi -i anullsrc=r=48000:d=3 -c:a pcm_s16le", ".wav");
+    struct media_loudness before, after;
+    normalise(&s, &before, &after);
+    assert_int_equal(before.integrated_mlufs, MEDIA_LOUDNESS_SILENCE);
+    assert_int_equal(s.gain_mdb, 0);
+    assert_int_equal(after.integrated_mlufs, MEDIA_LOUDNESS_SILENCE);
     close_song(&s);
 }
 
@@ -560,6 +660,9 @@ int main(void)
         cmocka_unit_test(test_songs_tell_their_place_on_the_album),
         cmocka_unit_test(test_loudness_and_waveform_are_those_of_the_song),
         cmocka_unit_test(test_cover_of_a_strange_kind_does_not_cost_the_waveform),
+        cmocka_unit_test(test_normalised_sound_is_as_loud_as_it_says),
+        cmocka_unit_test(test_normalised_sound_keeps_its_peaks_below_full_scale),
+        cmocka_unit_test(test_silence_stays_as_it_is),
         cmocka_unit_test(test_flac_frames_are_numbered_through),
     };
     av_log_set_level(AV_LOG_QUIET);

@@ -13,7 +13,8 @@
 static const char *const names[MEDIA_N_IMAGES] = {[MEDIA_IMAGE_POSTER] = "poster",
                                                   [MEDIA_IMAGE_TILES] = "tiles",
                                                   [MEDIA_IMAGE_PREVIEW] = "preview",
-                                                  [MEDIA_IMAGE_WAVEFORM] = "waveform"};
+                                                  [MEDIA_IMAGE_WAVEFORM] = "waveform",
+                                                  [MEDIA_IMAGE_LOUDNESS] = "loudness"};
 
 const char *media_image_name(enum media_image i)
 {
@@ -22,9 +23,9 @@ const char *media_image_name(enum media_image i)
 
 const char *media_image_type(enum media_image i)
 {
-    return i == MEDIA_IMAGE_PREVIEW    ? "image/webp"
-           : i == MEDIA_IMAGE_WAVEFORM ? "application/json"
-                                       : "image/jpeg";
+    return i == MEDIA_IMAGE_PREVIEW     ? "image/webp"
+           : media_image_is_measured(i) ? "application/json"
+                                        : "image/jpeg";
 }
 
 int media_image_find(const char *name)
@@ -36,12 +37,19 @@ int media_image_find(const char *name)
     return -1;
 }
 
+bool media_image_is_measured(enum media_image i)
+{
+    return i == MEDIA_IMAGE_WAVEFORM || i == MEDIA_IMAGE_LOUDNESS;
+}
+
 bool media_image_is_planned(const struct media_plan *p, enum media_image i)
 {
     if (i == MEDIA_IMAGE_TILES)
         return p->video.n_segments > 1;
     if (i == MEDIA_IMAGE_WAVEFORM)
         return !p->video.n_segments && p->audio.n_segments;
+    if (i == MEDIA_IMAGE_LOUDNESS)
+        return p->audio.n_segments > 0;
     if (p->video.n_segments)
         return true;
     if (i == MEDIA_IMAGE_PREVIEW)

@@ -16,6 +16,7 @@ enum media_image {
     MEDIA_IMAGE_PREVIEW, // a few moments of the film, moving: an animated WebP
     // How a song's level goes on, and its loudness: JSON (docs/media.md)
     MEDIA_IMAGE_WAVEFORM,
+    MEDIA_IMAGE_LOUDNESS, // of an item's sound: JSON (media/loudness.h)
     MEDIA_N_IMAGES
 };
 #define MEDIA_MAX_IMAGE_BYTES (4U << 20)
@@ -31,6 +32,8 @@ const char *media_image_type(enum media_image i); // "image/jpeg"
 int media_image_find(const char *name);           // -1: none of that name
 // Whether an item of that plan has it: sound has a poster only when it brought a cover.
 bool media_image_is_planned(const struct media_plan *p, enum media_image i);
+// Those that a measure task makes from the sound, not an images task.
+bool media_image_is_measured(enum media_image i);
 // Size of the poster of a picture of width x height: not larger than it, even.
 void media_poster_size(uint32_t width, uint32_t height, uint32_t *ret_width, uint32_t *ret_height);
 // Size of the preview of such a picture, even.

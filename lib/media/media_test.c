@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "base/mem.h"
+#include "media/loudness.h"
 
 // ---- a plan made by hand: 25 frames per second, two rungs, AAC and Opus ----
 
@@ -1246,6 +1247,61 @@ static void test_window_holds_what_was_fetched_last(void **state)
     media_window_done(&w);
 }
 
+// ---- loudness ----
+
+static void test_gain_reaches_the_target_or_stops_at_the_peak(void **state)
+{
+    (void)state;
+    static const struct {
+        struct media_loudness l;
+        int32_t gain_mdb;
+    } rows[] = {
+        {{-30000, 0, -27000}, 14000},
+        {{-16000, 0, -3000}, 0},
+        {{-8000, 4000, 300}, -8000},
+        {{-30000, 20000, -4000}, 3000}, // to -1 dBTP
+        {{-20000, 20000, 500}, -1500},  // that peak is too high already
+        {{-69000, 0, -66000}, 53000},
+        {{MEDIA_LOUDNESS_SILENCE, 0, -99000}, 0},
+        {{MEDIA_LOUDNESS_SILENCE, 0, -2000}, 0}, // a click in silence
+    };
+    for (size_t i = 0; i < N_ELEMENTS(rows); i++)
+        assert_int_equal(media_loudness_gain_mdb(&rows[i].l), rows[i].gain_mdb);
+}
+
+static void test_loudness_is_read_as_it_is_printed_alone(void **state)
+{
+    (void)state;
+    struct media_loudness l = {-18060, 7, -18001}, got;
+    struct err err = ERR_INIT;
+    struct buf b;
+    buf_init(&b, MEDIA_LOUDNESS_MAX_BYTES);
+    media_loudness_print(&l, &b);
+    assert_string_equal(buf_str(&b), "{\"integrated_lufs\":-18.060,\"range_lu\":0.007,"
+                                     "\"true_peak_dbtp\":-18.001}");
+    assert_int_equal(media_loudness_parse(b.data, b.len, &got, &err), STATUS_OK);
+    assert_memory_equal(&got, &l, sizeof(l));
+    for (size_t n = 0; n < b.len; n++) // cut off, or another byte somewhere
+        assert_int_equal(media_loudness_parse(b.data, n, &got, &err), STATUS_INVALID_ARGUMENT);
+    for (size_t i = 0; i < b.len; i++) {
+        uint8_t was = b.data[i];
+        b.data[i] = 'x';
+        assert_int_equal(media_loudness_parse(b.data, b.len, &got, &err), STATUS_INVALID_ARGUMENT);
+        b.data[i] = was;
+    }
+    buf_done(&b);
+    static const char *const bad[] = {
+        "{\"integrated_lufs\":-90.000,\"range_lu\":0.000,\"true_peak_dbtp\":0.000}",
+        "{\"integrated_lufs\":-9.000,\"range_lu\":-1.000,\"true_peak_dbtp\":0.000}",
+        "{\"integrated_lufs\":-9.000,\"range_lu\":1.000,\"true_peak_dbtp\":999999999999.000}",
+        "{\"integrated_lufs\":-9,\"range_lu\":1,\"true_peak_dbtp\":0}",
+        "{}",
+    };
+    for (size_t i = 0; i < N_ELEMENTS(bad); i++)
+        assert_int_equal(media_loudness_parse(bad[i], strlen(bad[i]), &got, &err),
+                         STATUS_INVALID_ARGUMENT);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -1286,6 +1342,8 @@ int main(void)
         cmocka_unit_test(test_file_of_three_hours_takes_little_memory),
         cmocka_unit_test(test_records_round_trip_and_refuse_damage),
         cmocka_unit_test(test_task_round_trip_and_bounds),
+        cmocka_unit_test(test_gain_reaches_the_target_or_stops_at_the_peak),
+        cmocka_unit_test(test_loudness_is_read_as_it_is_printed_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -89,6 +89,7 @@ static bool task_is_sound(const struct media_task *t)
         return t->n_renditions >= 1 && t->n_segments >= 1 && t->n_segments <= MEDIA_MAX_SEGMENTS &&
                t->first_segment <= MEDIA_MAX_SEGMENTS && t->plan_len > 0;
     case MEDIA_TASK_IMAGES:
+    case MEDIA_TASK_MEASURE:
         return t->n_renditions >= 1 && t->n_segments == 1 && t->first_segment == 0 &&
                t->plan_len > 0 && images_exist(t);
     case MEDIA_TASK_TEXTS:

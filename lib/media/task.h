@@ -26,6 +26,7 @@
 // IMAGES: "renditions" are enum media_image, each of one "segment" of number 0, a JPEG.
 // TEXTS: "renditions" are tracks of the source (or one MEDIA_TEXT_FILE), each of one "segment" of
 // number 0, a whole track of WebVTT.
+// MEASURE: as IMAGES, of those that media_image_is_measured().
 // VERIFY: as CHUNK, but the segments come with the source (media/checks.h) and nothing is made: the
 // verdict says whether they are right (REJECTED: they are not).
 enum media_task_kind {
@@ -33,6 +34,7 @@ enum media_task_kind {
     MEDIA_TASK_CHUNK = 2,
     MEDIA_TASK_IMAGES = 3,
     MEDIA_TASK_TEXTS = 4,
+    MEDIA_TASK_MEASURE = 5,
     MEDIA_TASK_VERIFY = 6,
 };
 // What an uploader may choose; all zero: the usual.

@@ -48,8 +48,9 @@ struct place {
     bool made[MAX_AHEAD]; // by segment - first
     struct near near[MAX_NEAR];
     size_t n_near;
-    int32_t target; // the first segment of the window that is not made
-    bool hid;       // a task that may be leased was locked, so that claims passed it over
+    int32_t target;  // the first segment of the window that is not made
+    bool unmeasured; // nothing can be made of it yet
+    bool hid;        // a task that may be leased was locked, so that claims passed it over
 };
 
 // An UPDATE of one task that ends with RETURNING state.
@@ -225,12 +226,13 @@ static enum status add_task(struct db_conn *c, const struct place *p, const char
 {
     static const char sql[] =
         "INSERT INTO orchestrator.task (id, job, item, kind, demand, state, position, priority,"
-        "  renditions, first_segment, n_segments, wanted, wanted_until) "
+        "  renditions, first_segment, n_segments, wanted, wanted_until, unmeasured) "
         "SELECT $1::uuid, $2::uuid, $3::uuid, 'chunk', true,"
-        "  CASE WHEN EXISTS (SELECT FROM orchestrator.task WHERE job = $2::uuid AND kind = 'move'"
+        "  CASE WHEN $11::bool OR EXISTS (SELECT FROM orchestrator.task WHERE job = $2::uuid AND "
+        "kind = 'move'"
         "    AND state <> 'done') THEN 'blocked' ELSE 'available' END,"
         "  $4::int, $5::int, $6::text, $7::int, $8::int, CASE WHEN $9::bool THEN $7::int END,"
-        "  now() + $10::bigint * interval '1 millisecond'";
+        "  now() + $10::bigint * interval '1 millisecond', $11::bool";
     char id[UUID_SIZE];
     rand_uuid7(id);
     bool urgent = is_urgent(p);
@@ -238,9 +240,47 @@ static enum status add_task(struct db_conn *c, const struct place *p, const char
                    DB_PARAMS(DB_TEXT(id), DB_TEXT(job), DB_TEXT(p->want->item), DB_I64(POSITION),
                              DB_I64(urgent ? ORCH_PRIO_WANTED : ORCH_PRIO_NEXT),
                              DB_TEXT(p->want->rendition), DB_I64(p->target),
-                             DB_I64(task_end(p) - p->target), DB_BOOL(urgent),
-                             DB_I64(ORCH_WISH_MS)),
+                             DB_I64(task_end(p) - p->target), DB_BOOL(urgent), DB_I64(ORCH_WISH_MS),
+                             DB_BOOL(p->unmeasured)),
                    NULL, err);
+}
+
+// ---------------------------------------------------------------- loudness
+
+// What is normalised waits, blocked, for the item's measurement, which is raised to the front.
+static enum status want_measured(struct db_conn *c, struct place *p, struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s =
+        db_exec(c, "SELECT loudness_mlufs IS NOT NULL FROM orchestrator.item WHERE id = $1::uuid",
+                DB_PARAMS(DB_TEXT(p->want->item)), &r, err);
+    if (s != STATUS_OK || (db_result_n_rows(r) == 1 && db_bool(r, 0, 0)))
+        return s;
+    p->unmeasured = true;
+    return change(c, p,
+                  "UPDATE orchestrator.task SET priority = greatest(priority, $2::int) "
+                  "WHERE item = $1::uuid AND kind = 'measure' AND state NOT IN"
+                  "  ('done', 'dead', 'cancelled') RETURNING state",
+                  DB_PARAMS(DB_TEXT(p->want->item),
+                            DB_I64(p->want->follow ? ORCH_PRIO_NEXT : ORCH_PRIO_WANTED)),
+                  err);
+}
+
+static enum status check_measurable(struct orch *o, const struct item *it, const char *rendition,
+                                    struct err *err)
+{
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_query(o->db,
+                             "SELECT error FROM orchestrator.task t WHERE item = $1::uuid"
+                             "  AND kind = 'measure' AND state IN ('dead', 'cancelled')"
+                             "  AND NOT EXISTS (SELECT FROM orchestrator.item i"
+                             "    WHERE i.id = t.item AND i.loudness_mlufs IS NOT NULL) LIMIT 1",
+                             DB_PARAMS(DB_TEXT(it->id)), &r, err);
+    if (s != STATUS_OK || db_result_n_rows(r) == 0)
+        return s;
+    return err_set(err, STATUS_FAILED_PRECONDITION,
+                   "%s cannot be made: the loudness of item %s could not be measured: %s",
+                   rendition, it->id, db_text(r, 0, 0));
 }
 
 // ---------------------------------------------------------------- a wish
@@ -281,6 +321,8 @@ static enum status want_tx(struct db_conn *c, void *ud, struct err *err)
     if (s != STATUS_OK || p->target == p->end)
         return s;
     s = read_near(c, p, err);
+    if (s == STATUS_OK && d->normalised)
+        s = want_measured(c, p, err);
     bool covered = false;
     for (size_t i = 0; s == STATUS_OK && i < p->n_near; i++)
         if (covers(&p->near[i], p->target))
@@ -299,8 +341,10 @@ static enum status want_tx(struct db_conn *c, void *ud, struct err *err)
 enum status demand_expected(struct orch *o, const struct item *it, const char *name,
                             struct err *err)
 {
-    if (media_plan_find(it->plan->plan, name) >= 0)
-        return STATUS_OK;
+    int which = media_plan_find(it->plan->plan, name);
+    if (which >= 0)
+        return it->plan->plan->renditions[which].normalised ? check_measurable(o, it, name, err)
+                                                            : STATUS_OK;
     AUTO(db_result_free_p) struct db_result *r = NULL;
     enum status s = db_query(o->db,
                              "SELECT EXISTS (SELECT FROM orchestrator.task WHERE item = $1::uuid"
@@ -325,6 +369,7 @@ enum status demand_want(struct orch *o, const struct item *it, const char *rendi
                        .rendition = rendition,
                        .segment = segment,
                        .n_ahead = count_ahead(it->plan->plan, (size_t)which, segment),
+                       .normalised = it->plan->plan->renditions[which].normalised,
                        .follow = follow};
     enum status s = demand_want_in(o->db, &d, err);
     if (s == STATUS_OK && d.wake)

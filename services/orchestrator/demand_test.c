@@ -502,6 +502,54 @@ static void test_wish_waits_for_a_source_that_is_moved(void **state)
     assert_int_equal(ask(f, "SELECT count(*) FROM orchestrator.task WHERE state = 'blocked'"), 1);
 }
 
+static void add_measure(struct fixture *f)
+{
+    char id[UUID_SIZE];
+    rand_uuid7(id);
+    must(db_query(
+        f->db,
+        "INSERT INTO orchestrator.task (id, job, item, kind, renditions, first_segment,"
+        "  n_segments, priority) VALUES ($1::uuid, $2::uuid, $3::uuid, 'measure',"
+        "  'loudness', 0, 1, $4::int)",
+        DB_PARAMS(DB_TEXT(id), DB_TEXT(f->job), DB_TEXT(f->item), DB_I64(ORCH_PRIO_MEASURE)), NULL,
+        &err));
+}
+
+static bool normalised_wakes(struct fixture *f)
+{
+    struct demand d = {
+        .item = f->item, .rendition = "a128n", .segment = 3, .n_ahead = AHEAD, .normalised = true};
+    must(demand_want_in(f->db, &d, &err));
+    return d.wake;
+}
+
+static void test_normalised_sound_waits_for_the_measurement_which_comes_first(void **state)
+{
+    struct fixture *f = *state;
+    struct queue_task t;
+    add_background(f, 0, 4);
+    add_measure(f);
+    assert_true(normalised_wakes(f));
+    assert_int_equal(ask(f, "SELECT count(*) FROM orchestrator.task"
+                            " WHERE demand AND state = 'blocked' AND unmeasured"),
+                     1);
+    assert_true(claim(f, "w0", &t));
+    assert_string_equal(t.kind, "measure");
+    assert_false(normalised_wakes(f)); // asked again meanwhile: still one task
+    assert_int_equal(ask(f, "SELECT count(*) FROM orchestrator.task WHERE demand"), 1);
+}
+
+static void test_normalised_sound_of_a_measured_item_waits_for_nothing(void **state)
+{
+    struct fixture *f = *state;
+    struct queue_task t;
+    sql(f, "UPDATE orchestrator.item SET loudness_mlufs = -23000", NULL);
+    assert_true(normalised_wakes(f));
+    assert_true(claim(f, "w0", &t));
+    assert_string_equal(t.renditions, "a128n");
+    assert_int_equal(t.first_segment, 3);
+}
+
 int main(void)
 {
 #define TEST(fn) cmocka_unit_test_setup(fn, setup_item)
@@ -525,6 +573,8 @@ int main(void)
         TEST(test_wishes_of_one_item_are_limited_by_those_that_nobody_has_begun),
         TEST(test_nothing_is_made_for_an_item_whose_job_has_failed),
         TEST(test_wish_waits_for_a_source_that_is_moved),
+        TEST(test_normalised_sound_waits_for_the_measurement_which_comes_first),
+        TEST(test_normalised_sound_of_a_measured_item_waits_for_nothing),
     };
     return cmocka_run_group_tests_name("demand", tests, setup_server, teardown_server);
 }

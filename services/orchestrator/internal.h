@@ -16,6 +16,7 @@
 #include "db/db.h"
 #include "event/event.h"
 #include "log/log.h"
+#include "media/loudness.h"
 #include "media/plan.h"
 #include "media/texts.h"
 #include "rpc/rpc.h"
@@ -54,6 +55,7 @@
 // 900 and more is made at once; from 600 on owners take turns for what lets an item start, below it
 // for what goes on (docs/media.md).
 enum orch_priority {
+    ORCH_PRIO_MEASURE = 90, // the whole sound is decoded for it
     ORCH_PRIO_REST = 100,
     ORCH_PRIO_TEXTS = 340,
     ORCH_PRIO_IMAGES = 350,
@@ -135,6 +137,8 @@ char *orch_str(struct arena *a, const char *s); // a copy; "" for NULL or out of
 // A page of a list: how many rows, 1..200.
 int64_t orch_page_size(const Common__Page *p);      // p may be NULL
 const char *orch_page_after(const Common__Page *p); // id to go on from; "" at the beginning
+// As it is told to others; NULL out of memory.
+Common__Loudness *orch_loudness(struct arena *a, const struct media_loudness *l);
 struct rpc_client *orch_origin(struct orch *o, const char *node_id, struct err *err);
 const struct svc_node *orch_origin_node(const struct orch *o, const char *node_id); // or NULL
 
@@ -278,7 +282,8 @@ struct demand {
     const char *item, *rendition;
     int32_t segment, n_ahead; // n_ahead: segments from there on, at least 1
     bool follow;
-    bool wake; // by the call: there is something to lease that nobody may have seen yet
+    bool normalised; // nothing of it is made before the item is measured
+    bool wake;       // by the call: there is something to lease that nobody may have seen yet
 };
 enum status demand_want_in(struct db *db, struct demand *d, struct err *err) MUST_CHECK;
 // Rows (rendition, segment), in order, of a chunk's segments that are published.
@@ -308,6 +313,7 @@ struct publish_result {
     struct queue_seconds seconds;
     const uint8_t *plan; // probe
     size_t plan_len;
+    const struct media_loudness *loudness; // measure; else NULL
     const char *left_out; // pictures, texts: why some of it could not be made; may be empty
     const struct publish_output *outputs; // chunk
     size_t n_outputs;
@@ -377,6 +383,8 @@ struct item {
     struct item_plan *plan;                  // own reference; NULL until probed
     struct media_text texts[ORCH_MAX_TEXTS]; // that were added and can be chosen
     size_t n_texts;
+    bool is_measured;
+    struct media_loudness loudness;
 };
 bool item_has_text(const struct item *it, const char *id); // among those that were added
 void item_done(struct item *it);

@@ -261,14 +261,21 @@ static enum status read_item(struct items *c, const char *id, bool want_plan, st
     AUTO(db_result_free_p) struct db_result *r = NULL;
     enum status s = db_query(c->db,
                              "SELECT owner, kind, state, route, title, reason, digest, size,"
-                             "  duration_us, CASE WHEN $2::bool THEN plan END "
+                             "  duration_us, CASE WHEN $2::bool THEN plan END,"
+                             "  loudness_mlufs IS NOT NULL, coalesce(loudness_mlufs, 0),"
+                             "  coalesce(loudness_range_mlu, 0), coalesce(true_peak_mdb, 0) "
                              "FROM orchestrator.item WHERE id = $1::uuid",
                              DB_PARAMS(DB_TEXT(id), DB_BOOL(want_plan)), &r, err);
     if (s != STATUS_OK)
         return err_wrap(err, s, "item %s", id);
     if (db_result_n_rows(r) == 0)
         return err_set(err, STATUS_NOT_FOUND, "no item %s", id);
-    *ret = (struct item){.size = db_i64(r, 0, 7), .duration_us = db_i64(r, 0, 8)};
+    *ret = (struct item){.size = db_i64(r, 0, 7),
+                         .duration_us = db_i64(r, 0, 8),
+                         .is_measured = db_bool(r, 0, 10),
+                         .loudness = {.integrated_mlufs = (int32_t)db_i64(r, 0, 11),
+                                      .range_mlu = (int32_t)db_i64(r, 0, 12),
+                                      .true_peak_mdb = (int32_t)db_i64(r, 0, 13)}};
     str_copy(ret->id, sizeof ret->id, id);
     str_copy(ret->owner, sizeof ret->owner, db_text(r, 0, 0));
     str_copy(ret->kind, sizeof ret->kind, db_text(r, 0, 1));

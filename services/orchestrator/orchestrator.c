@@ -20,6 +20,18 @@ Google__Protobuf__Timestamp *orch_timestamp(struct arena *a, int64_t us)
     return t;
 }
 
+Common__Loudness *orch_loudness(struct arena *a, const struct media_loudness *l)
+{
+    Common__Loudness *m = arena_alloc(a, sizeof *m);
+    if (!m)
+        return NULL;
+    common__loudness__init(m);
+    m->integrated_mlufs = l->integrated_mlufs;
+    m->range_mlu = l->range_mlu;
+    m->true_peak_mdb = l->true_peak_mdb;
+    return m;
+}
+
 ProtobufCBinaryData orch_bytes(struct arena *a, const void *p, size_t n)
 {
     uint8_t *copy = n ? arena_dup(a, p, n) : NULL;

@@ -609,6 +609,12 @@ static enum status complete_chunk(int who, const Transcode__Task *t, enum spoil 
                                                : output(a, t->renditions[i], k);
     }
     spoil_output(req.outputs[req.n_outputs - 1], what);
+    Common__Loudness loudness = COMMON__LOUDNESS__INIT;
+    loudness.integrated_mlufs = -30000;
+    loudness.range_mlu = 5000;
+    loudness.true_peak_mdb = -20000;
+    if (t->kind == TRANSCODE__TASK_KIND__MEASURE)
+        req.loudness = &loudness;
     AUTO(rpc_message_free_p) Transcode__CompleteReply *reply = NULL;
     enum status s = transcode_work_complete(w.as_worker[who], NULL, &req, &reply, ret_err);
     if (s == STATUS_OK && ret_duplicate)
@@ -893,7 +899,7 @@ static void test_pictures_are_published_as_far_as_there_are_any(void **state)
     plan_film(750);
     AUTO(rpc_message_free_p) Transcode__LeaseReply *l = lease_kind(TRANSCODE__TASK_KIND__IMAGES);
     const Transcode__Task *t = l->tasks[0];
-    assert_int_equal(t->n_renditions, MEDIA_N_IMAGES - 1); // a film has no waveform
+    assert_int_equal(t->n_renditions, 3);
     assert_true(t->plan.len > 0);
     AUTO(arena_free_p) struct arena *a = arena_new(1 << 16);
     Transcode__Output *twice[] = {output(a, poster, 0), output(a, poster, 0)};
@@ -922,6 +928,89 @@ static void test_pictures_are_published_as_far_as_there_are_any(void **state)
               orchestrator_playback_locate(w.as_gateway, NULL, &req, &found, &err));
     do_all_chunks();
     wait_for("SELECT state = 'ready' FROM orchestrator.item WHERE id = $1::uuid", u.item);
+}
+
+// ---------------------------------------------------------------- loudness
+
+static struct media_plan *plan_with_normalised(void)
+{
+    struct media_plan *p = test_plan(250, SOURCE_SIZE);
+    struct media_rendition *r = &p->renditions[p->n_renditions];
+    *r = p->renditions[p->n_renditions++ - 1]; // of the sound that there is
+    str_copy(r->id, sizeof r->id, "a128n");
+    r->lazy = r->normalised = true;
+    r->init = mem_dup(r->init, r->init_len);
+    assert_non_null(r->init);
+    return p;
+}
+
+// A film of which all but the measurement is made, and that under lease.
+static Transcode__LeaseReply *film_to_measure(struct upload *u)
+{
+    committed_film(u);
+    AUTO(rpc_message_free_p) Transcode__LeaseReply *probe = lease(0, 1, 5000);
+    must(complete_plan(0, probe->tasks[0], plan_with_normalised(), &err));
+    return lease_kind(TRANSCODE__TASK_KIND__MEASURE);
+}
+
+static void test_normalised_sound_is_made_by_the_measurement(void **state)
+{
+    (void)state;
+    struct upload u;
+    size_t n = 0;
+    AUTO(rpc_message_free_p) Transcode__LeaseReply *l = film_to_measure(&u);
+    const Transcode__Task *t = l->tasks[0];
+    assert_int_equal(t->n_renditions, 1); // a film has no waveform
+    assert_string_equal(t->renditions[0], "loudness");
+    must_fail(STATUS_DEADLINE_EXCEEDED,
+              locate(w.as_gateway, NULL, "", u.item, "a128n", 0, 1, 0, &n, &err));
+    AUTO(rpc_message_free_p) Transcode__LeaseReply *none = lease(1, 1, 100);
+    assert_int_equal(none->n_tasks, 0);
+    AUTO(arena_free_p) struct arena *a = arena_new(1 << 16);
+    Transcode__Output *silent = output(a, t->renditions[0], 0);
+    must_fail(STATUS_INVALID_ARGUMENT, complete_with(t, &silent, 1, "", &err)); // no numbers
+    must(complete_chunk(0, t, SPOIL_NOTHING, NULL, &err));
+
+    AUTO(rpc_message_free_p) Transcode__LeaseReply *wanted = lease(0, 1, 5000);
+    assert_int_equal(wanted->n_tasks, 1);
+    assert_string_equal(wanted->tasks[0]->renditions[0], "a128n");
+    assert_int_equal(wanted->tasks[0]->gain_mdb, 14000); // from -30 to -16 LUFS
+    must(complete_chunk(0, wanted->tasks[0], SPOIL_NOTHING, NULL, &err));
+    must(locate(w.as_gateway, NULL, "", u.item, "a128n", 0, 1, 0, &n, &err));
+    assert_int_equal(n, 1);
+    Orchestrator__OpenRequest req;
+    orchestrator__open_request__init(&req);
+    req.item_id = u.item;
+    AUTO(rpc_message_free_p) Orchestrator__DecideReply *reply = NULL;
+    must(orchestrator_playback_decide(w.as_user, &ana, &req, &reply, &err));
+    assert_non_null(reply->loudness);
+    assert_int_equal(reply->loudness->integrated_mlufs, -30000);
+    assert_int_equal(reply->loudness->range_mlu, 5000);
+    assert_int_equal(reply->loudness->true_peak_mdb, -20000);
+    wait_for("SELECT state = 'ready' FROM orchestrator.item WHERE id = $1::uuid", u.item);
+}
+
+static void test_film_that_cannot_be_measured_plays_but_not_normalised(void **state)
+{
+    (void)state;
+    struct upload u;
+    size_t n = 0;
+    AUTO(rpc_message_free_p) Transcode__LeaseReply *l = film_to_measure(&u);
+    char text[] = "the sound ends early";
+    Transcode__FailRequest req;
+    transcode__fail_request__init(&req);
+    req.task_id = l->tasks[0]->task_id;
+    req.fence = l->tasks[0]->fence;
+    req.class_ = TRANSCODE__FAIL_CLASS__REJECTED;
+    req.message = text;
+    AUTO(rpc_message_free_p) Transcode__FailReply *reply = NULL;
+    must(transcode_work_fail(w.as_worker[0], NULL, &req, &reply, &err));
+    wait_for("SELECT state = 'ready' FROM orchestrator.item WHERE id = $1::uuid", u.item);
+    must(locate(w.as_gateway, NULL, "", u.item, "a128", 0, 1, 0, &n, &err));
+    struct err why = ERR_INIT;
+    assert_int_equal(locate(w.as_gateway, NULL, "", u.item, "a128n", 0, 1, 20000, &n, &why),
+                     STATUS_FAILED_PRECONDITION);
+    assert_non_null(strstr(why.msg, text));
 }
 
 // ---------------------------------------------------------------- text
@@ -1688,6 +1777,8 @@ int main(void)
         TEST(test_abort_drops_the_upload_at_its_origin),
         TEST(test_whole_job_from_probe_to_ready),
         TEST(test_pictures_are_published_as_far_as_there_are_any),
+        TEST(test_normalised_sound_is_made_by_the_measurement),
+        TEST(test_film_that_cannot_be_measured_plays_but_not_normalised),
         TEST(test_text_of_the_source_is_made_and_located),
         TEST(test_added_text_is_chosen_replaced_and_removed),
         TEST(test_added_text_is_checked_before_it_is_stored),

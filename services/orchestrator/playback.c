@@ -189,6 +189,8 @@ static enum status open_(struct rpc_call *call, const Orchestrator__OpenRequest 
     ret->title = orch_str(a, right->item && *right->item->title ? right->item->title : it.title);
     ret->duration_us = it.duration_us;
     ret->complete = str_eq(it.state, "ready");
+    if (it.is_measured && !(ret->loudness = orch_loudness(a, &it.loudness)))
+        return no_memory(err);
     if (req->purpose == ORCHESTRATOR__PURPOSE__DOWNLOAD) {
         const char *plus = *ret->video_rendition && *ret->audio_rendition ? "+" : "";
         ret->file_url = arena_printf(a, "/hls/%s/%s/%s%s%s.mp4", ret->media_token, it.id,
@@ -232,6 +234,8 @@ static enum status decide(struct rpc_call *call, const Orchestrator__OpenRequest
                                      : media_container_name(source->container));
     ret->bitrate = source->bitrate_bps;
     ret->duration_us = it.duration_us;
+    if (it.is_measured && !(ret->loudness = orch_loudness(a, &it.loudness)))
+        return no_memory(err);
     return STATUS_OK;
 }
 

@@ -116,7 +116,7 @@ static enum status check_texts(const struct queue_task *t, const struct publish_
 enum status publish_check(const struct media_plan *plan, const struct queue_task *t,
                           const struct publish_output *outputs, size_t n, struct err *err)
 {
-    if (str_eq(t->kind, "images"))
+    if (str_eq(t->kind, "images") || str_eq(t->kind, "measure"))
         return check_images(t, outputs, n, err);
     if (str_eq(t->kind, "texts"))
         return check_texts(t, outputs, n, err);
@@ -351,21 +351,25 @@ static enum status insert_chunks(struct db_conn *c, const struct publication *p,
     return s;
 }
 
-// Poster and tiles, when the item has any: one task, after what play begins with.
-static enum status insert_images(struct db_conn *c, const struct publication *p,
-                                 const struct queue_task *t, size_t position, struct err *err)
+// Poster and tiles, when the item has any: one task, after what play begins with. And what is
+// measured of its sound: another one, after everything, so that it keeps nobody waiting.
+static enum status insert_pictures(struct db_conn *c, const struct publication *p,
+                                   const struct queue_task *t, bool measured, size_t position,
+                                   struct err *err)
 {
-    struct publish_task images = {.n_segments = 1, .priority = ORCH_PRIO_IMAGES};
+    struct publish_task images = {.n_segments = 1,
+                                  .priority = measured ? ORCH_PRIO_MEASURE : ORCH_PRIO_IMAGES};
     for (int i = 0; i < MEDIA_N_IMAGES; i++) {
         size_t len = strlen(images.renditions);
-        if (media_image_is_planned(p->plan, (enum media_image)i))
+        if (media_image_is_planned(p->plan, (enum media_image)i) &&
+            media_image_is_measured((enum media_image)i) == measured)
             snprintf(images.renditions + len, sizeof images.renditions - len, "%s%s",
                      len ? "," : "", media_image_name((enum media_image)i));
     }
     if (!*images.renditions)
         return STATUS_OK;
-    return insert_task(c, t, "images", p->move_to ? "blocked" : "available", position, "", &images,
-                       err);
+    return insert_task(c, t, measured ? "measure" : "images", p->move_to ? "blocked" : "available",
+                       position, "", &images, err);
 }
 
 // All tracks of text that the source has: one task, which reads the source once.
@@ -399,9 +403,11 @@ static enum status publish_plan(struct db_conn *c, const struct publication *p,
         s = insert_chunks(c, p, t, position, err);
     position += p->n_tasks;
     if (s == STATUS_OK)
-        s = insert_images(c, p, t, position++, err);
+        s = insert_pictures(c, p, t, false, position++, err);
     if (s == STATUS_OK)
-        s = insert_texts(c, p, t, position, err);
+        s = insert_texts(c, p, t, position++, err);
+    if (s == STATUS_OK)
+        s = insert_pictures(c, p, t, true, position, err);
     if (s != STATUS_OK)
         return s;
     struct buf json;
@@ -540,6 +546,32 @@ enum status publish_end(struct db_conn *c, const struct queue_task *t, struct er
     return become_done(c, &p, t, err);
 }
 
+// Whoever waits for a normalised rendition goes on from here.
+static enum status publish_loudness(struct db_conn *c, const struct publication *p,
+                                    const struct queue_task *t, struct err *err)
+{
+    const struct media_loudness *l = p->r->loudness;
+    if (!str_eq(t->kind, "measure"))
+        return STATUS_OK;
+    if (!l || !media_loudness_is_sane(l))
+        return err_set(err, STATUS_INVALID_ARGUMENT,
+                       "a measurement without its numbers, or with impossible ones");
+    enum status s = db_exec(c,
+                            "UPDATE orchestrator.item SET loudness_mlufs = $2::int,"
+                            "  loudness_range_mlu = $3::int, true_peak_mdb = $4::int "
+                            "WHERE id = $1::uuid",
+                            DB_PARAMS(DB_TEXT(t->item), DB_I64(l->integrated_mlufs),
+                                      DB_I64(l->range_mlu), DB_I64(l->true_peak_mdb)),
+                            NULL, err);
+    if (s == STATUS_OK)
+        s = db_exec(c,
+                    "UPDATE orchestrator.task SET unmeasured = false,"
+                    "  state = CASE WHEN state = 'blocked' THEN 'available' ELSE state END "
+                    "WHERE item = $1::uuid AND unmeasured",
+                    DB_PARAMS(DB_TEXT(t->item)), NULL, err);
+    return s == STATUS_OK ? queue_notify(c, ORCH_TASK_CHANNEL, "", err) : s;
+}
+
 static enum status publish_made(struct db_conn *c, const struct publication *p,
                                 const struct queue_hold *h, struct err *err)
 {
@@ -548,6 +580,8 @@ static enum status publish_made(struct db_conn *c, const struct publication *p,
         s = insert_output(c, p, h, &p->r->outputs[i], err);
     if (s == STATUS_OK && str_eq(h->task.kind, "texts"))
         s = subtitles_made(c, &h->task, p->r->n_outputs > 0, p->r->left_out, err);
+    if (s == STATUS_OK)
+        s = publish_loudness(c, p, &h->task, err);
     return s;
 }
 
@@ -582,7 +616,7 @@ static enum status publish_move(struct db_conn *c, const struct queue_task *t, s
          "WHERE id = $1::uuid AND route <> $2::text"),
         "UPDATE orchestrator.item SET route = $2::text WHERE id = $1::uuid",
         ("UPDATE orchestrator.task SET state = 'available' "
-         "WHERE item = $1::uuid AND state = 'blocked' AND $2::text <> ''"),
+         "WHERE item = $1::uuid AND state = 'blocked' AND NOT unmeasured AND $2::text <> ''"),
     };
     enum status s = STATUS_OK;
     for (size_t i = 0; s == STATUS_OK && i < N_ELEMENTS(steps); i++)

@@ -281,7 +281,8 @@ bool queue_is_beside(const char *kind)
 
 bool queue_is_planned(const char *kind)
 {
-    return str_eq(kind, "chunk") || str_eq(kind, "images") || str_eq(kind, "texts");
+    return str_eq(kind, "chunk") || str_eq(kind, "images") || str_eq(kind, "texts") ||
+           str_eq(kind, "measure");
 }
 
 static enum status stale(struct err *err, const char *task, int64_t fence)

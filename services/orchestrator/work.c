@@ -73,12 +73,37 @@ static bool split_list(struct arena *a, const char *list, size_t *ret_n, char **
 
 static Transcode__TaskKind task_kind(const char *kind)
 {
-    return str_eq(kind, "probe")    ? TRANSCODE__TASK_KIND__PROBE
-           : str_eq(kind, "chunk")  ? TRANSCODE__TASK_KIND__CHUNK
-           : str_eq(kind, "images") ? TRANSCODE__TASK_KIND__IMAGES
-           : verify_is(kind)        ? TRANSCODE__TASK_KIND__VERIFY
-           : str_eq(kind, "texts")  ? TRANSCODE__TASK_KIND__TEXTS
-                                    : TRANSCODE__TASK_KIND__MOVE;
+    return str_eq(kind, "probe")     ? TRANSCODE__TASK_KIND__PROBE
+           : str_eq(kind, "chunk")   ? TRANSCODE__TASK_KIND__CHUNK
+           : str_eq(kind, "images")  ? TRANSCODE__TASK_KIND__IMAGES
+           : str_eq(kind, "measure") ? TRANSCODE__TASK_KIND__MEASURE
+           : verify_is(kind)         ? TRANSCODE__TASK_KIND__VERIFY
+           : str_eq(kind, "texts")   ? TRANSCODE__TASK_KIND__TEXTS
+                                     : TRANSCODE__TASK_KIND__MOVE;
+}
+
+// Of a normalised rendition: by what is stored, as another orchestrator may have heard it just now.
+static enum status describe_gain(struct orch *o, const struct queue_task *q,
+                                 const struct media_plan *plan, Transcode__Task *t, struct err *err)
+{
+    int which = media_plan_find(plan, q->renditions); // on demand, so it is alone
+    if (!str_eq(q->kind, "chunk") || which < 0 || !plan->renditions[which].normalised)
+        return STATUS_OK;
+    AUTO(db_result_free_p) struct db_result *r = NULL;
+    enum status s = db_query(o->db,
+                             "SELECT loudness_mlufs, loudness_range_mlu, true_peak_mdb "
+                             "FROM orchestrator.item"
+                             "  WHERE id = $1::uuid AND loudness_mlufs IS NOT NULL",
+                             DB_PARAMS(DB_TEXT(q->item)), &r, err);
+    if (s != STATUS_OK)
+        return s;
+    if (db_result_n_rows(r) == 0)
+        return err_set(err, STATUS_FAILED_PRECONDITION, "item %s is not measured yet", q->item);
+    struct media_loudness l = {.integrated_mlufs = (int32_t)db_i64(r, 0, 0),
+                               .range_mlu = (int32_t)db_i64(r, 0, 1),
+                               .true_peak_mdb = (int32_t)db_i64(r, 0, 2)};
+    t->gain_mdb = media_loudness_gain_mdb(&l);
+    return STATUS_OK;
 }
 
 static enum status describe(struct orch *o, struct arena *a, const struct queue_task *q,
@@ -111,8 +136,12 @@ static enum status describe(struct orch *o, struct arena *a, const struct queue_
     t->n_source_origins = 1;
     from[0] = endpoint(a, source);
     t->target_origin = endpoint(a, target);
-    if (planned)
+    if (planned) {
         t->plan = orch_bytes(a, it.plan->bytes, it.plan->len);
+        s = describe_gain(o, q, it.plan->plan, t, err);
+        if (s != STATUS_OK)
+            return s;
+    }
     if (str_eq(q->kind, "texts") && media_text_find_added(q->renditions) >= 0) {
         uint8_t digest[ORCH_DIGEST_SIZE];
         s = subtitles_source(o, q->item, q->renditions, digest, &t->source_size, err);
@@ -426,6 +455,13 @@ static enum status complete(struct rpc_call *call, const Transcode__CompleteRequ
         .left_out = req->left_out,
         .seconds = read_seconds(req->seconds),
     };
+    struct media_loudness loudness;
+    if (req->loudness) {
+        loudness = (struct media_loudness){.integrated_mlufs = req->loudness->integrated_mlufs,
+                                           .range_mlu = req->loudness->range_mlu,
+                                           .true_peak_mdb = req->loudness->true_peak_mdb};
+        r.loudness = &loudness;
+    }
     struct publish_verdict v = {0};
     enum status s = read_outputs(call, req->n_outputs, req->outputs, &r, err);
     if (s == STATUS_OK)

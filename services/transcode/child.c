@@ -20,6 +20,7 @@
 #include "base/time.h"
 #include "media/cmaf.h"
 #include "media/image.h"
+#include "media/loudness.h"
 #include "media/webvtt.h"
 
 #define DEFAULT_STALL_MS 10000
@@ -262,12 +263,26 @@ static bool check_segment(struct child *c)
     return true;
 }
 
+static bool check_measured(struct child *c)
+{
+    const struct buf *b = &c->body;
+    struct err ignored = ERR_INIT;
+    struct media_loudness l;
+    bool sane = c->out.rendition == MEDIA_IMAGE_LOUDNESS
+                    ? media_loudness_parse(b->data, b->len, &l, &ignored) == STATUS_OK
+                    : media_image_is_sane(b->data, b->len);
+    return check_other(c, sane, "what is no loudness or waveform in the plain form");
+}
+
 static bool check_output(struct child *c)
 {
     const struct buf *b = &c->body;
     switch (c->job->task->kind) {
     case MEDIA_TASK_IMAGES:
-        return check_other(c, media_image_is_sane(b->data, b->len), "a picture that is no JPEG or WebP");
+        return check_other(c, media_image_is_sane(b->data, b->len),
+                           "a picture that is no JPEG or WebP");
+    case MEDIA_TASK_MEASURE:
+        return check_measured(c);
     case MEDIA_TASK_TEXTS:
         return check_other(c, media_webvtt_is_sane(b->data, b->len),
                            "text that is no WebVTT in the plain form");
@@ -484,6 +499,7 @@ static bool is_complete(const struct child *c)
     case MEDIA_TASK_PROBE:
         return c->ret->plan_bytes != NULL;
     case MEDIA_TASK_CHUNK:
+    case MEDIA_TASK_MEASURE:
         return c->n_seen == t->n_renditions * t->n_segments;
     case MEDIA_TASK_IMAGES:
     case MEDIA_TASK_TEXTS:

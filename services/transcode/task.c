@@ -11,6 +11,7 @@
 #include "base/time.h"
 #include "crypto/crypto.h"
 #include "media/image.h"
+#include "media/loudness.h"
 #include "media/task.h"
 #include "media/texts.h"
 #include "transcode/child.h"
@@ -216,6 +217,13 @@ static bool is_between(const struct work *w)
     return (w->n_made - w->n_begun) % w->row == 0 && w->n_made < w->n_outputs;
 }
 
+// What is named and stored like a picture.
+static bool is_picture(const struct work *w)
+{
+    return w->run->task->kind == TRANSCODE__TASK_KIND__IMAGES ||
+           w->run->task->kind == TRANSCODE__TASK_KIND__MEASURE;
+}
+
 static void stop_if_yielding(struct work *w, bool between)
 {
     if (between && __atomic_load_n(&w->run->yield, __ATOMIC_ACQUIRE))
@@ -270,7 +278,7 @@ static const char *output_name(const struct work *w, uint32_t which)
     char text[MEDIA_TEXT_ID_SIZE];
     if (is_chunk(w))
         return w->plan->renditions[which].id;
-    if (t->kind == TRANSCODE__TASK_KIND__IMAGES)
+    if (is_picture(w))
         return media_image_name((enum media_image)which);
     media_text_name(which, text);
     for (size_t i = 0; i < t->n_renditions; i++)
@@ -284,7 +292,7 @@ static int output_number(const struct work *w, const char *name)
 {
     if (is_chunk(w))
         return media_plan_find(w->plan, name);
-    if (w->run->task->kind == TRANSCODE__TASK_KIND__IMAGES)
+    if (is_picture(w))
         return media_image_find(name);
     return media_text_find_added(name) >= 0 ? MEDIA_TEXT_FILE : media_text_find(w->plan, name);
 }
@@ -314,6 +322,24 @@ static Transcode__Output *new_output(struct work *w, const struct media_segment_
     return o;
 }
 
+// The numbers go with the task's end, so that nobody has to read the object for them.
+static enum status tell_loudness(struct work *w, const void *json, size_t n, struct err *err)
+{
+    struct media_loudness l;
+    enum status s = media_loudness_parse(json, n, &l, err);
+    if (s != STATUS_OK)
+        return s;
+    Common__Loudness *told = arena_alloc(w->arena, sizeof *told);
+    if (!told)
+        return err_set(err, STATUS_RESOURCE_EXHAUSTED, "loudness: out of memory");
+    common__loudness__init(told);
+    told->integrated_mlufs = l.integrated_mlufs;
+    told->range_mlu = l.range_mlu;
+    told->true_peak_mdb = l.true_peak_mdb;
+    w->ret->loudness = told;
+    return STATUS_OK;
+}
+
 static enum status on_segment(void *ud, const struct media_segment_out *out, const void *bytes,
                               size_t n, struct err *err)
 {
@@ -326,6 +352,8 @@ static enum status on_segment(void *ud, const struct media_segment_out *out, con
     bool between = is_between(w);
     pthread_mutex_unlock(&w->lock);
     enum status s = sink_put(w->sink, bytes, n, o, err);
+    if (s == STATUS_OK && is_picture(w) && out->rendition == MEDIA_IMAGE_LOUDNESS)
+        s = tell_loudness(w, bytes, n, err);
     if (s == STATUS_OK)
         stop_if_yielding(w, between);
     return s;
@@ -414,10 +442,12 @@ static enum status make_task(struct work *w, const struct gap *g, struct media_t
 {
     const Transcode__Task *t = w->run->task;
     *ret = (struct media_task){
-        .kind = is_chunk(w)                               ? MEDIA_TASK_CHUNK
-                : t->kind == TRANSCODE__TASK_KIND__IMAGES ? MEDIA_TASK_IMAGES
-                                                          : MEDIA_TASK_TEXTS,
+        .kind = is_chunk(w)                                ? MEDIA_TASK_CHUNK
+                : t->kind == TRANSCODE__TASK_KIND__IMAGES  ? MEDIA_TASK_IMAGES
+                : t->kind == TRANSCODE__TASK_KIND__MEASURE ? MEDIA_TASK_MEASURE
+                                                           : MEDIA_TASK_TEXTS,
         .source_size = t->source_size,
+        .gain_mdb = t->gain_mdb,
         .threads = w->run->threads,
         .window_blocks = window_blocks(w->run),
         .first_segment = (uint32_t)g->first,
@@ -436,11 +466,13 @@ static enum status make_task(struct work *w, const struct gap *g, struct media_t
     return STATUS_OK;
 }
 
-// A film plays without its poster or its text: what a decoder makes of those does not spoil it.
+// A film plays without its poster or its text: what a decoder makes of those does not spoil it. A
+// measurement has nothing to leave out: it is made or has failed.
 static bool goes_without(const struct work *w, const struct child_result *c)
 {
-    return !is_chunk(w) && (c->outcome == CHILD_REJECTED || c->outcome == CHILD_CRASH ||
-                            c->outcome == CHILD_LIMIT || c->outcome == CHILD_TIMEOUT);
+    bool parts = !is_chunk(w) && w->run->task->kind != TRANSCODE__TASK_KIND__MEASURE;
+    return parts && (c->outcome == CHILD_REJECTED || c->outcome == CHILD_CRASH ||
+                     c->outcome == CHILD_LIMIT || c->outcome == CHILD_TIMEOUT);
 }
 
 // One codec process for one gap. False: that was the last.
@@ -611,6 +643,7 @@ static void do_task(struct work *w, struct run_verdict *v)
     case TRANSCODE__TASK_KIND__CHUNK:
     case TRANSCODE__TASK_KIND__IMAGES:
     case TRANSCODE__TASK_KIND__TEXTS:
+    case TRANSCODE__TASK_KIND__MEASURE:
         make(w, v);
         break;
     case TRANSCODE__TASK_KIND__VERIFY:

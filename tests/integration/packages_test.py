@@ -42,6 +42,14 @@ def flash_and_beep(url):
     return float(black[0]), float(silence[0])
 
 
+def loudness(url):
+    """Integrated loudness of the first channel on both sides, LUFS, as FFmpeg hears it."""
+    p = subprocess.run(["ffmpeg", "-v", "info", "-nostats", "-i", url, "-map", "0:a:0", "-vn",
+                        "-af", "pan=stereo|c0=c0|c1=c0,ebur128", "-f", "null", "-"],
+                       check=True, capture_output=True, text=True)
+    return float(re.findall(r"I:\s+(-?[0-9.]+) LUFS", p.stderr)[-1])
+
+
 class Packages(PlatformTest):
     @classmethod
     def setUpClass(cls):
@@ -76,6 +84,14 @@ class Packages(PlatformTest):
                 return r.body
 
     # ---- the decision
+
+    def test_even_loudness_is_made_by_what_was_measured(self):
+        play = self.play(wishes={"normalised": True})
+        self.assertEqual(play["audioRendition"], "a128n")
+        told = play["loudness"]
+        was, peak = (told.get(k, 0) / 1000 for k in ("integratedMlufs", "truePeakMdb"))
+        self.assertAlmostEqual(loudness(self.film), was, delta=0.3)
+        self.assertAlmostEqual(loudness(self.url(play["masterUrl"])), was + min(-16 - was, -1 - peak), delta=1)
 
     def test_decision_is_explained(self):
         d = self.ctl("seller", "play", "explain", self.item, "--profile", "mpv")

@@ -64,6 +64,8 @@ static enum status make(const struct codec_source *src, const struct media_task 
     switch (t->kind) {
     case MEDIA_TASK_IMAGES:
         return codec_images(src, plan, t, sink, err);
+    case MEDIA_TASK_MEASURE:
+        return codec_measure(src, plan, t, sink, err);
     case MEDIA_TASK_TEXTS:
         return codec_texts(src, plan, t, sink, err);
     case MEDIA_TASK_VERIFY:
