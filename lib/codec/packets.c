@@ -140,7 +140,7 @@ enum status codec_packets_begin(struct codec_packets *q, int64_t ticks, struct e
         return read_up_to(q, ticks, err);
     const AVStream *st = q->in->fmt->streams[q->stream];
     int64_t earlier = av_rescale_q(EARLIER_MS, (AVRational){1, 1000}, st->time_base);
-    const int64_t from[] = {ticks, ticks - earlier};
+    const int64_t from[] = {ticks, ticks == MEDIA_TIME_UNKNOWN ? ticks : ticks - earlier};
     bool late = true;
     q->placed = false;
     for (size_t i = 0; late && i < N_ELEMENTS(from); i++) {
