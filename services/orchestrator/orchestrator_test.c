@@ -1602,9 +1602,15 @@ static void test_what_a_lost_worker_published_is_not_made_again(void **state)
                   "UPDATE orchestrator.task SET lease_until = now() - interval '1 second'"
                   " WHERE id = $1::uuid",
                   DB_PARAMS(DB_TEXT(old->tasks[0]->task_id)), NULL, &err));
+    // Nothing else may be had: a row that a sweep holds just then is passed over.
+    must(db_query(w.db,
+                  "UPDATE orchestrator.task SET state = 'retry_wait',"
+                  "  not_before = now() + interval '1 hour'"
+                  " WHERE state = 'available' AND id <> $1::uuid",
+                  DB_PARAMS(DB_TEXT(old->tasks[0]->task_id)), NULL, &err));
     int64_t moved = 0;
     must(queue_sweep(w.db, true, &moved, &err));
-    AUTO(rpc_message_free_p) Transcode__LeaseReply *new = lease(1, 1, 5000);
+    AUTO(rpc_message_free_p) Transcode__LeaseReply *new = lease(1, 1, 20000);
     const Transcode__Task *t = new->tasks[0];
     assert_string_equal(t->task_id, old->tasks[0]->task_id);
     assert_int_equal(t->n_made, 1);
