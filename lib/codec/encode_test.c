@@ -2,16 +2,13 @@
 // that the ffmpeg program makes.
 #include "codec/codec.h"
 
-#include <fcntl.h>
 #include <setjmp.h>
-#include <spawn.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -19,34 +16,14 @@
 #include "base/str.h"
 #include "media/plan.h"
 #include "media/task.h"
+#include "support/media.h"
 
-extern char **environ;
-
-// args: ffmpeg's, separated by single spaces, without the output. Skips when there is no ffmpeg.
 static struct codec_source make_film(const char *args)
 {
-    char words[512], path[] = "/tmp/cauce-encode-XXXXXX.mp4", *argv[48] = {NULL};
     struct stat st;
-    size_t n = 0;
-    int fd = mkstemps(path, 4);
-    assert_true(fd >= 0);
-    close(fd);
-    snprintf(words, sizeof(words), "ffmpeg -y -v error -nostdin %s %s", args, path);
-    for (char *rest = words, *w; n < N_ELEMENTS(argv) - 1 && (w = strsep(&rest, " "));)
-        argv[n++] = w;
-    pid_t pid = 0;
-    int status = -1;
-    if (posix_spawnp(&pid, "ffmpeg", NULL, NULL, argv, environ) != 0) {
-        unlink(path);
-        printf("[  NOTE    ] no ffmpeg to make a film with\n");
-        skip();
-    }
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    unlink(path);
-    if (status != 0)
-        fail_msg("ffmpeg %s: %d", args, status);
-    assert_true(fd >= 0);
+    int fd = test_media_make(args, ".mp4");
+    if (fd < 0)
+        fail_msg("ffmpeg %s: no film", args);
     assert_int_equal(fstat(fd, &st), 0);
     return (struct codec_source){.fd = fd, .size = st.st_size};
 }

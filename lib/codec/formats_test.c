@@ -2,9 +2,7 @@
 // films that the ffmpeg program makes.
 #include "codec/codec.h"
 
-#include <fcntl.h>
 #include <setjmp.h>
-#include <spawn.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -12,7 +10,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -22,37 +19,14 @@
 #include "codec/internal.h"
 #include "support/media.h"
 
-extern char **environ;
-
 // ---- films ----
 
-// args: ffmpeg's, separated by single spaces, without the output. Fails the test, or skips it when
-// there is no ffmpeg.
 static struct codec_source make_film(const char *args, const char *suffix)
 {
-    char words[1024], path[64], *argv[64] = {NULL};
-    size_t n = 0;
     struct stat st;
-    snprintf(path, sizeof(path), "/tmp/cauce-formats-XXXXXX%s", suffix);
-    int fd = mkstemps(path, (int)strlen(suffix));
-    assert_true(fd >= 0);
-    close(fd);
-    snprintf(words, sizeof(words), "ffmpeg -y -v error -nostdin %s %s", args, path);
-    for (char *rest = words, *w; n < 63 && (w = strsep(&rest, " "));)
-        argv[n++] = w;
-    pid_t pid = 0;
-    int status = -1;
-    if (posix_spawnp(&pid, "ffmpeg", NULL, NULL, argv, environ) != 0) {
-        unlink(path);
-        printf("[  NOTE    ] no ffmpeg to make a film with\n");
-        skip();
-    }
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    unlink(path);
-    if (status != 0)
-        fail_msg("ffmpeg %s: %d", args, status);
-    assert_true(fd >= 0);
+    int fd = test_media_make(args, suffix);
+    if (fd < 0)
+        fail_msg("ffmpeg %s: no film", args);
     assert_int_equal(fstat(fd, &st), 0);
     return (struct codec_source){.fd = fd, .size = st.st_size};
 }

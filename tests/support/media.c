@@ -36,10 +36,10 @@ static const struct {
 
 static int run_ffmpeg(const char *args, const char *out)
 {
-    char words[1024], *argv[48] = {NULL};
+    char words[1024], *argv[80] = {NULL};
     size_t n = 0;
     snprintf(words, sizeof words, "ffmpeg -y -v error -nostdin %s %s", args, out);
-    for (char *rest = words, *w; n < 47 && (w = strsep(&rest, " "));)
+    for (char *rest = words, *w; n < 79 && (w = strsep(&rest, " "));)
         argv[n++] = w;
     pid_t pid = 0;
     int status = -1;
